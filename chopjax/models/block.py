@@ -1,0 +1,133 @@
+"""One decoder block, and what it is told about the tokens, the masks and the cache."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from chopjax.models.attention import attention, visible
+from chopjax.models.config import LayerKind, ModelConfig
+from chopjax.models.layers import Leaves, Linear, Mlp, Norm
+from chopjax.models.rope import rotate
+
+Constrain = Callable[[Array, tuple[str, ...]], Array]
+"""Pins an activation's sharding by the names of its axes; the identity where there is no mesh."""
+
+Masks = Mapping[str, Array]
+"""Axis name → 1 where kept and 0 where dropped, in the compute dtype, shaped like the axis and those around it."""
+
+RESIDUAL = ("batch", "length", "embed")
+
+
+class Tokens(NamedTuple):
+    """Where the queries and the keys stand, and the rotation of the new positions."""
+
+    q_positions: Int[Array, "batch length"]
+    q_segments: Int[Array, "batch length"]
+    kv_positions: Int[Array, "batch source"]
+    kv_segments: Int[Array, "batch source"]
+    cos: Float[Array, "batch length pairs"]
+    sin: Float[Array, "batch length pairs"]
+
+
+class KeysValues(NamedTuple):
+    """Cached keys and values of one layer, or of all with a leading `layers` axis; `start` is the next free slot."""
+
+    k: Float[Array, "*layers batch source kv_heads head_dim"]
+    v: Float[Array, "*layers batch source kv_heads head_dim"]
+    start: Int[Array, "*layers"]
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention whose heads are two axes, so that a chop needs no special case."""
+
+    def __init__(self, leaves: Leaves, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        self.kinds = config.kinds
+        self.q, self.k, self.v, self.o = (Linear(leaves[name], config, rngs) for name in "qkvo")
+        self.q_norm = Norm(leaves["q_norm"], config, rngs) if config.qk_norm else None
+        self.k_norm = Norm(leaves["k_norm"], config, rngs) if config.qk_norm else None
+
+    def heads(
+        self,
+        x: Float[Array, "batch length embed"],
+        tokens: Tokens,
+        kind: Int[Array, ""],
+        cache: KeysValues | None,
+        constrain: Constrain,
+    ) -> tuple[Float[Array, "batch length kv_heads q_per_kv head_dim"], KeysValues | None]:
+        """What each head adds before the output projection, and the cache with the new keys and values in it."""
+        q = constrain(self.q(x), ("batch", "length", "kv_heads", "q_per_kv", "head_dim"))
+        k = constrain(self.k(x), ("batch", "length", "kv_heads", "head_dim"))
+        v = constrain(self.v(x), ("batch", "length", "kv_heads", "head_dim"))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, tokens.cos, tokens.sin), rotate(k, tokens.cos, tokens.sin)
+        if cache is not None:
+            at = (0, cache.start, 0, 0)
+            k = jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), at)
+            v = jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), at)
+            cache = KeysValues(k, v, cache.start + x.shape[1])
+        return self._attend(q, k, v, tokens, kind), cache
+
+    def _attend(self, q: Array, k: Array, v: Array, tokens: Tokens, kind: Int[Array, ""]) -> Array:
+        def of_kind(layer: LayerKind) -> Callable[[Array, Array, Array], Array]:
+            positions = tokens.q_positions, tokens.kv_positions
+            mask = visible(*positions, tokens.q_segments, tokens.kv_segments, layer.window)
+            return lambda q, k, v: attention(q, k, v, mask)
+
+        # The few kinds are compiled statically and picked at run time: a traced window could not drive a fused kernel.
+        branches = [of_kind(layer) for layer in self.kinds]
+        return branches[0](q, k, v) if len(branches) == 1 else jax.lax.switch(kind, branches, q, k, v)
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, leaves: Leaves, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        self.attention_norm = Norm(leaves["attention_norm"], config, rngs)
+        self.attention = Attention(leaves["attention"], config, rngs)
+        self.mlp_norm = Norm(leaves["mlp_norm"], config, rngs)
+        self.mlp = Mlp(leaves["mlp"], config, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch length embed"],
+        tokens: Tokens,
+        kind: Int[Array, ""],
+        masks: Masks,
+        cache: KeysValues | None,
+        constrain: Constrain,
+    ) -> tuple[dict[str, Array], KeysValues | None]:
+        """All activations by name (`block_output` is the result), and the updated cache.
+
+        Names: block_input, attention_norm, heads (before the output projection), mlp_norm, mlp_hidden (input of the
+        down projection), block_output. What nobody reads, XLA drops.
+        """
+        a = {"block_input": x}
+        a["attention_norm"] = self.attention_norm(x, masks.get("embed"))
+        heads, cache = self.attention.heads(a["attention_norm"], tokens, kind, cache, constrain)
+        for name in ("kv_heads", "q_per_kv"):
+            heads = masked(heads, masks.get(name), trailing=1 + (name == "kv_heads"))
+        a["heads"] = constrain(heads, ("batch", "length", "kv_heads", "q_per_kv", "head_dim"))
+        x = x + self._write(self.attention.o(a["heads"]), masks)
+        a["mlp_norm"] = self.mlp_norm(x, masks.get("embed"))
+        a["mlp_hidden"] = constrain(
+            masked(self.mlp.hidden(a["mlp_norm"]), masks.get("mlp")), ("batch", "length", "mlp")
+        )
+        a["block_output"] = constrain(x + self._write(self.mlp.down(a["mlp_hidden"]), masks), RESIDUAL)
+        return a, cache
+
+    def _write(self, delta: Float[Array, "batch length embed"], masks: Masks) -> Float[Array, "batch length embed"]:
+        """A contribution to the residual stream: nothing on dropped channels, nothing at all from a dropped layer."""
+        delta = masked(delta, masks.get("embed"))
+        return delta if "layers" not in masks else delta * masks["layers"]
+
+
+def masked(x: Array, mask: Array | None, trailing: int = 0) -> Array:
+    """`x` times `mask`, whose axes end `trailing` axes before those of `x`."""
+    if mask is None:
+        return x
+    mask = mask.reshape((1,) * (x.ndim - mask.ndim - trailing) + mask.shape + (1,) * trailing)
+    return x * mask

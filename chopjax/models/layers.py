@@ -1,0 +1,93 @@
+"""The small Flax modules that a decoder is made of: linear maps, norms, the MLP.
+
+Each is built from the declarations in `models.parameters`, with all layers of a stack at once; it is called on one
+layer's slice of its parameters, inside the scan. It computes in the dtype of the parameters that it is given.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from chopjax.axes import Leaf, Role
+from chopjax.models.config import ModelConfig
+
+Leaves = Mapping[str, Any]
+
+
+def parameter(leaf: Leaf, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Param:
+    """A freshly drawn float32 parameter: matrices and tables normal, biases 0, norms 1."""
+    shape = leaf.shape(config.sizes)
+    if leaf.role in (Role.BIAS, Role.NORM):
+        return nnx.Param(jnp.full(shape, float(leaf.role is Role.NORM), jnp.float32))
+    return nnx.Param(config.initializer_range * jax.random.normal(rngs.params(), shape, jnp.float32))
+
+
+class Linear(nnx.Module):
+    """A product that contracts the declared input axes, whatever their number, plus an optional bias."""
+
+    def __init__(self, leaves: Leaves, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        self.contracted = len(leaves["kernel"].inputs)
+        self.kernel = parameter(leaves["kernel"], config, rngs)
+        self.bias = parameter(leaves["bias"], config, rngs) if "bias" in leaves else None
+
+    def __call__(self, x: Float[Array, "batch length *inputs"]) -> Float[Array, "batch length *outputs"]:
+        kernel = self.kernel[...]
+        y = jnp.tensordot(x, kernel, axes=self.contracted)
+        return y if self.bias is None else y + jnp.broadcast_to(self.bias[...], y.shape)
+
+
+class Norm(nnx.Module):
+    """RMSNorm, LayerNorm, or LayerNorm that multiplies by 1 + scale; statistics in float32.
+
+    Under a mask of kept channels the statistics divide by the kept count, and a centred input is masked again, so
+    that the result equals that of the sliced norm.
+    """
+
+    def __init__(self, leaves: Leaves, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        centred = "bias" in leaves
+        self.offset = 1.0 if centred and config.norm == "layer_1p" else 0.0
+        self.eps = config.norm_eps
+        self.scale = parameter(leaves["scale"], config, rngs)
+        self.scale[...] -= self.offset
+        self.bias = parameter(leaves["bias"], config, rngs) if centred else None
+
+    def __call__(self, x: Float[Array, "*rest width"], kept: Float[Array, "width"] | None = None) -> Array:
+        full = x.astype(jnp.float32)
+        count = full.shape[-1] if kept is None else jnp.sum(kept)
+        if self.bias is not None:
+            full = full - jnp.sum(full, axis=-1, keepdims=True) / count
+            full = full if kept is None else full * jnp.broadcast_to(kept, full.shape)
+        variance = jnp.sum(full * full, axis=-1, keepdims=True) / count
+        full = full * jax.lax.rsqrt(variance + self.eps)
+        if self.bias is None:
+            return full.astype(x.dtype) * jnp.broadcast_to(self.scale[...], x.shape)
+        scale, bias = (jnp.broadcast_to(p[...].astype(jnp.float32), x.shape) for p in (self.scale, self.bias))
+        return (full * (scale + self.offset) + bias).astype(x.dtype)
+
+
+class Mlp(nnx.Module):
+    """`down(act(gate(x)) * up(x))`, or `down(act(up(x)))` where there is no gate."""
+
+    def __init__(self, leaves: Leaves, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        self.activation = ACTIVATIONS[config.activation]
+        self.gate = Linear(leaves["gate"], config, rngs) if "gate" in leaves else None
+        self.up = Linear(leaves["up"], config, rngs)
+        self.down = Linear(leaves["down"], config, rngs)
+
+    def hidden(self, x: Float[Array, "batch length embed"]) -> Float[Array, "batch length mlp"]:
+        """The input of the down projection: what Minitron scores as a neuron's activation."""
+        if self.gate is None:
+            return self.activation(self.up(x))
+        return self.activation(self.gate(x)) * self.up(x)
+
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+}
