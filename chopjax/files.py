@@ -1,0 +1,79 @@
+"""Files that appear whole or not at all, and digests of what lies on disk."""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+# A file up to this size is read whole for its fingerprint; a bigger one is known by its size, head and tail. The head
+# of a safetensors file holds every tensor's name, dtype, shape and place.
+WHOLE_BYTES = 64 << 20
+EDGE_BYTES = 1 << 20
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a UTF-8 file atomically: beside, fsync, rename. Parent folders are made."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+    sync_folder(path.parent)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes indented JSON atomically; `NaN` and infinities are refused, for no other reader takes them.
+
+    Raises:
+        ValueError: `value` holds a number that JSON has no word for.
+    """
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Makes renames inside `folder` survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest(value: Mapping[str, Any]) -> str:
+    """A content digest of JSON-able data: the same for every process, order of keys and run."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fingerprint(path: str | os.PathLike[str]) -> str:
+    """A digest of a file, or of all files under a folder, by names, sizes and contents.
+
+    Times do not enter, so a copy has the same fingerprint. Of files above 64 MiB only the size and the first and last
+    MiB are read. A path that does not exist has the fingerprint `"absent"`.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return "absent"
+    if path.is_file():
+        return _file_digest(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return digest({file.relative_to(path).as_posix(): _file_digest(file) for file in files})
+
+
+def _file_digest(path: pathlib.Path) -> str:
+    size = path.stat().st_size
+    hasher = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        if size <= WHOLE_BYTES:
+            while block := file.read(EDGE_BYTES):
+                hasher.update(block)
+        else:
+            hasher.update(file.read(EDGE_BYTES))
+            file.seek(-EDGE_BYTES, os.SEEK_END)
+            hasher.update(file.read(EDGE_BYTES))
+    return hasher.hexdigest()[:16]
