@@ -58,6 +58,6 @@ class PlanConfig:
             any(late <= early for early, late in zip(self.layers, self.layers[1:], strict=False))
             or min(self.layers, default=0) < 0
         ):
-            raise UserError(f"plan.layers is {self.layers}: give kept layers from 0, ascending, each once")
+            raise UserError(f"plan.layers is {self.layers}; give kept layers from 0, ascending, each once")
         if self.layers and self.remove_layers:
-            raise UserError("plan.layers and plan.remove_layers are both set: give one of them")
+            raise UserError("plan.layers and plan.remove_layers are both set; give one of them")

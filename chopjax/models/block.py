@@ -16,7 +16,7 @@ Constrain = Callable[[Array, tuple[str, ...]], Array]
 """Pins an activation's sharding by the names of its axes; the identity where there is no mesh."""
 
 Masks = Mapping[str, Array]
-"""Axis name → 1 where kept and 0 where dropped, in the compute dtype, shaped like the axis and those around it."""
+"""Axis name → float32, 1 where kept and 0 where dropped, shaped like the axis after those around it."""
 
 RESIDUAL = ("batch", "length", "embed")
 
@@ -122,7 +122,7 @@ class Block(nnx.Module):
     def _write(self, delta: Float[Array, "batch length embed"], masks: Masks) -> Float[Array, "batch length embed"]:
         """A contribution to the residual stream: nothing on dropped channels, nothing at all from a dropped layer."""
         delta = masked(delta, masks.get("embed"))
-        return delta if "layers" not in masks else delta * masks["layers"]
+        return masked(delta, masks.get("layers"))
 
 
 def masked(x: Array, mask: Array | None, trailing: int = 0) -> Array:
@@ -130,4 +130,4 @@ def masked(x: Array, mask: Array | None, trailing: int = 0) -> Array:
     if mask is None:
         return x
     mask = mask.reshape((1,) * (x.ndim - mask.ndim - trailing) + mask.shape + (1,) * trailing)
-    return x * mask
+    return x * mask.astype(x.dtype)

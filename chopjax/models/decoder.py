@@ -177,9 +177,14 @@ def unembedding(config: ModelConfig, params: Params) -> Float[Array, "embed voca
     return params["embed"]["table"].T if config.tied else params["unembed"]["kernel"]
 
 
-def logits(config: ModelConfig, params: Params, hidden: Float[Array, "*rest embed"]) -> Float[Array, "*rest vocab"]:
-    """float32 logits. Only for a few positions or small vocabularies: losses work in chunks instead."""
-    return jnp.tensordot(hidden, unembedding(config, params), axes=1, preferred_element_type=jnp.float32)
+def logits(
+    config: ModelConfig, params: Params, hidden: Float[Array, "*rest embed"], masks: Masks | None = None
+) -> Float[Array, "*rest vocab"]:
+    """float32 logits, −∞ where a mask drops the word. For a few positions only: losses work in chunks instead."""
+    full = jnp.tensordot(hidden, unembedding(config, params), axes=1, preferred_element_type=jnp.float32)
+    if masks is None or "vocab" not in masks:
+        return full
+    return jnp.where(jnp.broadcast_to(masks["vocab"] > 0, full.shape), full, -jnp.inf)
 
 
 def init_cache(config: ModelConfig, batch: int, length: int, dtype: jax.typing.DTypeLike) -> Cache:

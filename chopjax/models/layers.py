@@ -43,8 +43,8 @@ class Linear(nnx.Module):
 class Norm(nnx.Module):
     """RMSNorm, LayerNorm, or LayerNorm that multiplies by 1 + scale; statistics in float32.
 
-    Under a mask of kept channels the statistics divide by the kept count, and a centred input is masked again, so
-    that the result equals that of the sliced norm.
+    Under a float32 mask of kept channels the statistics divide by the kept count, and what centring or a bias puts on
+    dropped channels is masked again, so that the result equals that of the sliced norm.
     """
 
     def __init__(self, leaves: Leaves, config: ModelConfig, rngs: nnx.Rngs) -> None:
@@ -66,7 +66,9 @@ class Norm(nnx.Module):
         if self.bias is None:
             return full.astype(x.dtype) * jnp.broadcast_to(self.scale[...], x.shape)
         scale, bias = (jnp.broadcast_to(p[...].astype(jnp.float32), x.shape) for p in (self.scale, self.bias))
-        return (full * (scale + self.offset) + bias).astype(x.dtype)
+        full = full * (scale + self.offset) + bias
+        full = full if kept is None else full * jnp.broadcast_to(kept, full.shape)
+        return full.astype(x.dtype)
 
 
 class Mlp(nnx.Module):

@@ -1,0 +1,120 @@
+"""The plan: which indices are kept on every axis, and why. Plain data that imports without jax."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from chopjax.axes import AROUND, Sizes
+from chopjax.errors import UserError
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to keep of a model.
+
+    Attributes:
+        source: sizes of the axes of the model that the plan cuts.
+        kept: for each axis that is cut, the kept indices, counted from 0 in the source, in the order that they have
+            in the student. One list for `layers`, `embed` and `vocab`; elsewhere one list for each *student* index of
+            the axes around it (`chopjax.axes.AROUND`): `mlp` has shape [layers, kept].
+        reasons: for each axis that is cut, how the choice was made.
+        name: what the source was called.
+    """
+
+    source: Sizes
+    kept: Mapping[str, Int[np.ndarray, "*around kept"]]
+    reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    name: str = ""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes of the axes of the student."""
+        return {name: int(self.kept[name].shape[-1]) if name in self.kept else n for name, n in self.source.items()}
+
+    @property
+    def layers(self) -> list[int]:
+        """For each student layer, the source layer that it was."""
+        return self.kept["layers"].tolist() if "layers" in self.kept else list(range(self.source["layers"]))
+
+    def to_json(self) -> str:
+        """The text of `plan.json`."""
+        body = {
+            "format": FORMAT,
+            "source": {"name": self.name, "sizes": dict(self.source)},
+            "kept": {axis: indices.tolist() for axis, indices in self.kept.items()},
+            "reasons": dict(self.reasons),
+        }
+        return json.dumps(body)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Reads and checks what `to_json`, or a person, wrote.
+
+        Raises:
+            UserError: not a plan, or one that `check` refuses.
+        """
+        try:
+            body = json.loads(text)
+            source = {name: int(size) for name, size in body["source"]["sizes"].items()}
+            kept = {axis: _indices(axis, rows) for axis, rows in body["kept"].items()}
+            reasons, name = body.get("reasons", {}), body["source"].get("name", "")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"plan.json: not a plan ({error}); it needs source.sizes and kept") from error
+        if body.get("format", FORMAT) != FORMAT:
+            raise UserError(f"plan.json: format {body['format']} is not {FORMAT}; make the plan again")
+        plan = cls(source, kept, reasons, name)
+        check(plan)
+        return plan
+
+
+def check(plan: Plan) -> None:
+    """Refuses a plan that no model could follow.
+
+    Raises:
+        UserError: an axis that cannot be cut, keeps nothing, has unequal or misshaped lists, indices out of range or
+            repeated, layers out of order, or a vocabulary that loses more than its end.
+    """
+    for axis, indices in plan.kept.items():
+        if axis not in AROUND or axis not in plan.source:
+            raise UserError(f"plan.json: axis {axis!r} cannot be cut; only {', '.join(AROUND)}")
+        if not indices.size:
+            raise UserError(f"plan.json: kept.{axis} is empty; a model needs at least one")
+        wanted = tuple(plan.sizes[name] for name in AROUND[axis])
+        if indices.shape[:-1] != wanted:
+            around = " × ".join(AROUND[axis])
+            raise UserError(f"plan.json: kept.{axis} has lists for {indices.shape[:-1]}, not {wanted} ({around})")
+        if indices.min() < 0 or indices.max() >= plan.source[axis]:
+            raise UserError(f"plan.json: kept.{axis} has an index outside 0..{plan.source[axis] - 1}")
+        if (np.diff(np.sort(indices, axis=-1), axis=-1) == 0).any():
+            raise UserError(f"plan.json: kept.{axis} names an index twice")
+    if "layers" in plan.kept and (np.diff(plan.kept["layers"]) < 0).any():
+        raise UserError("plan.json: kept.layers must rise; layers cannot change places")
+    if "vocab" in plan.kept and (plan.kept["vocab"] != np.arange(plan.sizes["vocab"])).any():
+        raise UserError("plan.json: kept.vocab must be 0, 1, 2, ...; only rows at the end may go")
+
+
+def check_source(plan: Plan, sizes: Sizes) -> None:
+    """Refuses a plan that was made for a model of other sizes.
+
+    Raises:
+        UserError: names the first axis that differs.
+    """
+    for axis, size in sizes.items():
+        if plan.source.get(axis) != size:
+            raise UserError(f"plan.json: made for {axis} = {plan.source.get(axis)}, but the source has {size}")
+
+
+def _indices(axis: str, rows: Any) -> Int[np.ndarray, "*around kept"]:
+    try:
+        indices = np.asarray(rows)
+    except ValueError as error:
+        raise UserError(f"plan.json: kept.{axis} has lists of unequal length; counts must be equal") from error
+    if indices.size and indices.dtype.kind not in "iu":
+        raise UserError(f"plan.json: kept.{axis} must hold whole numbers")
+    return indices.astype(np.int32)

@@ -1,0 +1,50 @@
+"""plan.json: what is written is read back, and every bad plan is refused in a line that names the axis."""
+
+import json
+
+import numpy as np
+import pytest
+from chop.plans import ROTARY, plans
+from hypothesis import given
+
+from chopjax.chop.plan import Plan, check_source
+from chopjax.errors import UserError
+
+
+@given(plans(ROTARY))
+def test_json_round_trip(plan: Plan) -> None:
+    back = Plan.from_json(plan.to_json())
+    assert back.sizes == plan.sizes and back.layers == plan.layers
+    for axis in plan.kept:
+        np.testing.assert_array_equal(back.kept[axis], plan.kept[axis])
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        ({"layers": []}, "kept.layers is empty"),
+        ({"head_dim": [0, 1]}, "'head_dim' cannot be cut"),
+        ({"layers": [0, 5]}, "outside 0..4"),
+        ({"layers": [2, 1]}, "must rise"),
+        ({"embed": [3, 3]}, "twice"),
+        ({"embed": [0.5]}, "whole numbers"),
+        ({"vocab": [1, 2]}, "0, 1, 2"),
+        ({"mlp": [[0], [1]]}, r"not \(5,\) \(layers\)"),
+        ({"layers": [0, 4], "mlp": [[0], [1, 2]]}, "unequal"),
+    ],
+)
+def test_refusals(kept: dict, said: str) -> None:
+    body = {"source": {"sizes": dict(ROTARY.sizes)}, "kept": kept}
+    with pytest.raises(UserError, match=said):
+        Plan.from_json(json.dumps(body))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"source": {"sizes": {"layers": "x"}}, "kept": {}}'])
+def test_what_is_no_plan(text: str) -> None:
+    with pytest.raises(UserError, match="not a plan"):
+        Plan.from_json(text)
+
+
+def test_plan_for_another_model() -> None:
+    with pytest.raises(UserError, match="made for layers = 5, but the source has 6"):
+        check_source(Plan(dict(ROTARY.sizes), {}), dict(ROTARY.sizes) | {"layers": 6})
