@@ -1,0 +1,218 @@
+"""Batches of a weighted mixture of rows, all addressed by one global index.
+
+Row g of a run is a function of the mixture, the seed and g alone. Process p of n reads its share of each batch, so the
+rows and their order are the same for any number of processes, and a run resumes from a single number.
+"""
+
+import asyncio
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+
+from chopjax import files
+from chopjax.data.rows import Batch, Rows, stack_rows
+from chopjax.errors import UserError
+
+Mixture = Sequence[tuple[Rows, float]]  # rows and their weight
+STATE_FILE = "batches.json"
+
+
+def mixture_dataset(mixture: Mixture, seed: int) -> grain.MapDataset:
+    """The endless mixture: element g is row g of the run.
+
+    Each part is shuffled anew every time it has been read through. Parts alternate in a fixed pattern, as evenly as
+    their weights allow (Grain rounds weights to a hundredth of the smallest), so every stretch of rows has the right
+    shares.
+
+    Raises:
+        UserError: nothing to mix, a part without rows, rows of several lengths or tokenizers.
+    """
+    if not mixture:
+        raise UserError("data.sources: nothing to read; name at least one source that is not held out")
+    first = mixture[0][0]
+    for rows, weight in mixture:
+        if not len(rows):
+            raise UserError(f"{rows.folder} has no rows; lower data.heldout_fraction, or give the source more text")
+        if weight <= 0:
+            raise UserError(f"{rows.folder}: weight is {weight}; it must be positive")
+        for field in ("length", "tokenizer"):
+            one, other = getattr(first.info, field), getattr(rows.info, field)
+            if one != other:
+                raise UserError(f"{rows.folder}: {field} is {other}, but {first.folder} has {one}; prepare them alike")
+    parts = [
+        grain.MapDataset.source(rows).shuffle(_part_seed(seed, index)).repeat()
+        for index, (rows, _) in enumerate(mixture)
+    ]
+    return grain.MapDataset.mix(parts, [weight for _, weight in mixture])
+
+
+def _part_seed(seed: int, index: int) -> int:
+    """A seed for each part. Grain adds the epoch to it, so seeds of neighbouring numbers would share their orders."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:4], "little")
+
+
+def mixture_digest(mixture: Mixture, seed: int) -> str:
+    """Equal where `mixture_dataset` gives equal rows: of the parts' content, their relative weights, and the seed."""
+    total = sum(weight for _, weight in mixture)
+    parts = [[rows.info.digest, round(weight / total, 9)] for rows, weight in mixture]
+    return files.digest({"parts": parts, "seed": seed})
+
+
+class _Shares:
+    """Element k is one process's share of the k-th batch from row `start` on."""
+
+    def __init__(self, dataset: grain.MapDataset, start: int, batch: int, process_index: int, process_count: int):
+        self._dataset = dataset
+        self._batch = batch
+        self._share = batch // process_count
+        self._first = start + process_index * self._share
+        self._length = (sys.maxsize - start) // batch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Batch:
+        first = self._first + index * self._batch
+        return stack_rows([self._dataset[row] for row in range(first, first + self._share)])
+
+
+class Batches(Iterator[Batch]):
+    """Iterator of `{"tokens", "segment_ids", "positions"}`, each int32 [batch / process_count, length], without end.
+
+    The batch at global row r holds rows r ... r + batch - 1 of the mixture, and this process's contiguous share of
+    them. Threads read ahead. `seek`, `get_state` and `set_state` go by the next global row, so that any position is
+    reached at once. Orbax saves and loads it as a checkpointable: one small file, the same for every process count.
+
+    Args:
+        mixture: rows and weights.
+        batch: rows of one step, over all processes.
+        seed: of the order of rows.
+        start_row: global row to begin with; step s of an uninterrupted run begins at row s * batch.
+        process_index: which share this process reads.
+        process_count: number of shares.
+        threads: threads that read ahead; 0 reads in the calling thread.
+        prefetch: batches that are read ahead.
+        allow_changed: take up the state of another mixture or seed at the same row instead of refusing it.
+
+    Raises:
+        UserError: see `mixture_dataset`; or `process_count` does not divide `batch`.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        batch: int,
+        seed: int,
+        *,
+        start_row: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+        threads: int = 4,
+        prefetch: int = 8,
+        allow_changed: bool = False,
+    ) -> None:
+        if batch < 1 or batch % process_count:
+            raise UserError(f"train.batch is {batch}; it must be a multiple of the {process_count} processes")
+        self.batch = batch
+        self.digest = mixture_digest(mixture, seed)
+        self._dataset = mixture_dataset(mixture, seed)
+        self._process = (process_index, process_count)
+        self._threads = min(threads, prefetch)
+        self._options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=prefetch)
+        self._allow_changed = allow_changed
+        self._iterator: grain.DatasetIterator | None = None
+        self.seek(start_row)
+
+    @property
+    def row(self) -> int:
+        """Global row with which the next batch begins."""
+        return self._row
+
+    def seek(self, row: int) -> None:
+        """Goes on at a global row."""
+        if row < 0:
+            raise ValueError(f"row {row} is negative")
+        self.close()
+        self._row = row
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            shares = _Shares(self._dataset, self._row, self.batch, *self._process)
+            self._iterator = iter(grain.MapDataset.source(shares).to_iter_dataset(self._options))
+        batch = next(self._iterator)
+        self._row += self.batch
+        return batch
+
+    def close(self) -> None:
+        """Stops reading ahead. The next batch starts it again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def get_state(self) -> dict[str, Any]:
+        """The next global row and the mixture's digest, as JSON values."""
+        return {"row": self._row, "digest": self.digest}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `get_state` was called, also with another batch or process count.
+
+        Raises:
+            UserError: the state is of another mixture or seed, and `allow_changed` is not set.
+        """
+        if state["digest"] != self.digest and not self._allow_changed:
+            raise UserError(
+                f"data.sources, their weights, the tokenizer or seed differ from those of the interrupted run (digest "
+                f"{state['digest']}, now {self.digest}); restore them, use a new workdir, or set data.allow_changed"
+            )
+        self.seek(int(state["row"]))
+
+    async def save(self, directory: Any) -> Any:
+        """Part of Orbax's `StatefulCheckpointable`: the state is taken now and written in the background."""
+        return self._write_state(directory, json.dumps(self.get_state()))
+
+    async def _write_state(self, directory: Any, text: str) -> None:
+        folder = await directory.await_creation()
+        if self._process[0] == 0:
+            await asyncio.to_thread((folder / STATE_FILE).write_text, text)
+
+    async def load(self, directory: Any) -> Any:
+        """Part of Orbax's `StatefulCheckpointable`; sets the state as `set_state` does."""
+        return self._read_state(directory)
+
+    async def _read_state(self, directory: Any) -> None:
+        self.set_state(json.loads(await asyncio.to_thread((directory / STATE_FILE).read_text)))
+
+
+def one_pass(
+    parts: Sequence[Rows], batch: int, *, limit: int = 0, process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+    """Reads rows once and in order, as evaluation does; the last batch is filled up with padding (segment 0).
+
+    Args:
+        parts: rows of equal length, one after the other.
+        batch: rows of one batch, over all processes.
+        limit: read so many rows at most; 0 for all.
+        process_index: which contiguous share of each batch this process reads.
+        process_count: number of shares; every process gets equally many batches.
+
+    Yields:
+        `{"tokens", "segment_ids", "positions"}`, each int32 [batch / process_count, length].
+
+    Raises:
+        UserError: `process_count` does not divide `batch`.
+    """
+    if batch < 1 or batch % process_count:
+        raise UserError(f"the batch of {batch} rows must be a multiple of the {process_count} processes")
+    where = [(rows, index) for rows in parts for index in range(len(rows))]
+    where = where[: limit or None]
+    share = batch // process_count
+    for first in range(0, len(where), batch):
+        start = first + process_index * share
+        rows = [part[index] for part, index in where[start : start + share]]
+        blank = rows[0] if rows else where[0][0][0]
+        padding = {key: value * 0 for key, value in blank.items()}
+        yield stack_rows(rows + [padding] * (share - len(rows)))

@@ -1,0 +1,52 @@
+"""Whether rows, tokenizers and models fit together; each misfit is one line that names the mend."""
+
+from chopjax.errors import UserError
+
+
+def check_length(length: int, positions: int) -> None:
+    """Refuses rows longer than the sequences that a model is meant for.
+
+    Args:
+        length: tokens a row.
+        positions: the model's longest sequence, in tokens.
+
+    Raises:
+        UserError: they are longer.
+    """
+    if length > positions:
+        raise UserError(f"data.length is {length}, but the model has {positions} positions; use {positions} or fewer")
+
+
+def check_vocab(max_token: int, vocab: int, where: str = "the rows") -> None:
+    """Refuses token ids that a model has no embedding for.
+
+    Args:
+        max_token: the highest id that occurs.
+        vocab: rows of the model's embedding table.
+        where: what holds the ids, for the message.
+
+    Raises:
+        UserError: `max_token` is `vocab` or more.
+    """
+    if max_token >= vocab:
+        raise UserError(
+            f"{where}: token id {max_token} is outside the model's vocabulary of {vocab}; use the model's own tokenizer"
+        )
+
+
+def check_tokenizers(digest: str, other: str, what: str = "teacher and student") -> None:
+    """Refuses to compare distributions over vocabularies that differ.
+
+    Args:
+        digest: `Tokenizer.digest` of the one, or `RowsInfo.tokenizer` of rows.
+        other: of the other.
+        what: the two, for the message.
+
+    Raises:
+        UserError: the digests differ.
+    """
+    if digest != other:
+        raise UserError(
+            f"{what} have different tokenizers (digests {digest} and {other}); distillation needs one vocabulary: "
+            "choose a teacher of the same family, or prepare the rows with this model's tokenizer"
+        )

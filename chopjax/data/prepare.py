@@ -1,0 +1,326 @@
+"""Text to rows, once: each source in a folder of its own, so that weights may change without reading text again.
+
+out/manifest.json
+out/SOURCE/train/    rows of the documents to train on
+out/SOURCE/heldout/  rows of those that never are
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from chopjax import files
+from chopjax.data.checks import check_length, check_vocab
+from chopjax.data.config import DataConfig, TextSource
+from chopjax.data.find import source_digest
+from chopjax.data.folders import written_whole
+from chopjax.data.packing import Packer
+from chopjax.data.rows import Rows, RowsInfo, RowsWriter, read_info
+from chopjax.data.text import documents
+from chopjax.data.tokenize import Bounds, Tokenizer, document_bounds, encode_documents, load_tokenizer
+from chopjax.errors import UserError
+
+SPLITS = ("train", "heldout")
+FORMAT = "chopjax prepared data 1"
+FILE = "manifest.json"
+BATCH_DOCUMENTS = 512
+BATCH_CHARACTERS = 1 << 22
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One source's rows.
+
+    Attributes:
+        name: its folder.
+        weight: its share in the mixture, relative to the others.
+        heldout: whether all of it is held out.
+        digest: of the text that it was made from.
+        rows: rows of each split.
+        tokens: tokens of each split, padding not counted.
+        documents: documents of each split.
+    """
+
+    name: str
+    weight: float
+    heldout: bool
+    digest: str
+    rows: Mapping[str, int]
+    tokens: Mapping[str, int]
+    documents: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """Prepared data: where it lies and what there is of it.
+
+    Attributes:
+        folder: the folder that `prepare` wrote.
+        length: tokens a row.
+        tokenizer: digest of the tokenizer's vocabulary.
+        max_token: highest token id in any row.
+        parts: the sources, in the order of the config.
+    """
+
+    folder: pathlib.Path
+    length: int
+    tokenizer: str
+    max_token: int
+    parts: tuple[Part, ...]
+
+    def mixture(self) -> list[tuple[Rows, float]]:
+        """Training rows with their weights, for `Batches`."""
+        return [(Rows(self.folder / part.name / "train"), part.weight) for part in self.parts if not part.heldout]
+
+    def heldout(self) -> dict[str, Rows]:
+        """Held-out rows by source, without the sources that have none."""
+        return {part.name: Rows(self.folder / part.name / "heldout") for part in self.parts if part.rows["heldout"]}
+
+    def total(self, field: str, split: str) -> int:
+        """Sum of `rows`, `tokens` or `documents` of a split over the sources."""
+        return sum(getattr(part, field)[split] for part in self.parts)
+
+    def describe(self) -> list[str]:
+        """One line a source, for people."""
+        lines = [f"{'source':24} {'weight':>8} {'train tokens':>14} {'rows':>9} {'held-out tokens':>16} {'rows':>9}"]
+        for part in self.parts:
+            weight = "held out" if part.heldout else f"{part.weight:g}"
+            columns = [f"{part.tokens['train']:>14,}", f"{part.rows['train']:>9,}"]
+            columns += [f"{part.tokens['heldout']:>16,}", f"{part.rows['heldout']:>9,}"]
+            lines.append(f"{part.name:24} {weight:>8} {' '.join(columns)}")
+        return lines
+
+
+def prepare(
+    config: DataConfig,
+    tokenizer_folder: str | pathlib.Path,
+    out_folder: str | pathlib.Path,
+    *,
+    positions: int | None = None,
+    vocab: int | None = None,
+    say: Say = lambda line: None,
+) -> Manifest:
+    """Tokenises and packs every source into `out_folder`, and writes its manifest last.
+
+    A source whose rows are already there from the same text, tokenizer and settings is skipped; where they differ the
+    difference is said and its rows are replaced. A document goes to the held-out rows if a hash of its text says so,
+    or if it occurs in a source that is held out; so no text is ever in both splits, of whatever sources.
+
+    Args:
+        config: sources and settings.
+        tokenizer_folder: Hugging Face folder with the tokenizer.
+        out_folder: where the rows go.
+        positions: the model's longest sequence, if rows are to be checked against it.
+        vocab: rows of the model's embedding table, if tokens are to be checked against it.
+        say: takes progress, line by line.
+
+    Raises:
+        UserError: text, tokenizer or settings cannot be used; what is already in `out_folder` stays.
+    """
+    if not config.sources:
+        raise UserError("data.sources is empty; name at least one file, folder or hub dataset")
+    _check_names(config.sources)
+    if positions is not None:
+        check_length(config.length, positions)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    job = _Job(config, tokenizer, document_bounds(tokenizer, config), pathlib.Path(out_folder), vocab, say)
+    parts, infos = [], []
+    for source in config.sources:
+        digest = source_digest(source)
+        written = _prepare_source(job, source, digest)
+        parts.append(_part(source, digest, written))
+        infos += written.values()
+    max_token = max(info.max_token for info in infos)
+    manifest = Manifest(job.out, config.length, tokenizer.digest, max_token, tuple(parts))
+    _check_split(manifest, config)
+    _write_manifest(manifest)
+    return manifest
+
+
+class _Job:
+    """What every source of one `prepare` shares."""
+
+    def __init__(
+        self, config: DataConfig, tokenizer: Tokenizer, bounds: Bounds, out: pathlib.Path, vocab: int | None, say: Say
+    ) -> None:
+        self.config, self.tokenizer, self.bounds = config, tokenizer, bounds
+        self.out, self.vocab, self.say = out, vocab, say
+        heldout = [source for source in config.sources if source.heldout]
+        if heldout:
+            say(f"reading {', '.join(source.label for source in heldout)} to keep their documents out of training")
+        # Eight bytes a document: 100 million held-out documents would fill some 8 GB, far beyond any evaluation set.
+        self.kept_out = {_hash(text) for source in heldout for text in documents(source)}
+
+    def recipe(self, source: TextSource, digest: str) -> dict[str, Any]:
+        """All that decides the rows of a source."""
+        return {
+            "text": digest,
+            "tokenizer": self.tokenizer.digest,
+            "splitting": self.tokenizer.splitting,
+            "bos": self.bounds.before,
+            "eos": self.bounds.after,
+            "length": self.config.length,
+            "heldout_fraction": self.config.heldout_fraction,
+            "heldout_documents": files.digest({"hashes": sorted(self.kept_out)}),
+            "heldout": source.heldout,
+        }
+
+    def split_of(self, source: TextSource, text: str) -> str:
+        """`train` or `heldout`, by nothing but the text and the held-out sources."""
+        hashed = _hash(text)
+        out = source.heldout or hashed in self.kept_out or hashed < self.config.heldout_fraction * 2**64
+        return "heldout" if out else "train"
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def _check_names(sources: Iterable[TextSource]) -> None:
+    seen: set[str] = set()
+    for source in sources:
+        if source.label in seen:
+            raise UserError(f"data.sources: two sources are called {source.label!r}; give each a name of its own")
+        seen.add(source.label)
+
+
+def _prepare_source(job: _Job, source: TextSource, digest: str) -> dict[str, RowsInfo]:
+    """Rows of one source by split, made or found."""
+    folder = job.out / source.label
+    recipe = job.recipe(source, digest)
+    if folder.exists() and any(folder.iterdir()):
+        found, changed = _existing(folder, recipe)
+        if not changed:
+            job.say(f"{source.label}: rows are there already")
+            for split, info in found.items():
+                _check_tokens(job, info.max_token, f"{folder / split}")
+            return found
+        job.say(f"{source.label}: {', '.join(changed)} changed since its rows were written; writing them again")
+    with written_whole(folder) as place:
+        return _write_source(job, source, recipe, place)
+
+
+def _existing(folder: pathlib.Path, recipe: Mapping[str, Any]) -> tuple[dict[str, RowsInfo], list[str]]:
+    """What lies in a source's folder, and the names of what it was made from that have changed since.
+
+    Raises:
+        UserError: the folder holds something that `prepare` did not write.
+    """
+    foreign = {entry.name for entry in folder.iterdir()} - set(SPLITS)
+    if foreign:
+        raise UserError(f"{folder} holds {sorted(foreign)[0]!r}, which is not rows; choose another rows folder or name")
+    try:
+        found = {split: read_info(folder / split) for split in SPLITS}
+    except UserError as error:
+        return {}, [f"rows damaged ({error}), so they"]
+    old = found["train"].recipe
+    return found, [key for key in recipe if old.get(key) != recipe[key]]
+
+
+def _write_source(job: _Job, source: TextSource, recipe: Mapping[str, Any], place: pathlib.Path) -> dict[str, RowsInfo]:
+    length = job.config.length
+    packers = {split: Packer(length) for split in SPLITS}
+    counts = dict.fromkeys(SPLITS, 0)
+    writers = {}
+    for split in SPLITS:
+        (place / split).mkdir()
+        writers[split] = RowsWriter(place / split, length)
+    try:
+        for texts in _batched(documents(source)):
+            encoded = encode_documents(job.tokenizer, job.bounds, texts)
+            for text, tokens in zip(texts, encoded, strict=True):
+                split = job.split_of(source, text)
+                counts[split] += 1
+                if tokens.size:
+                    _check_tokens(job, int(tokens.max()), source.label)
+                for row in packers[split].add(tokens):
+                    writers[split].write(*row)
+        for split in SPLITS:
+            for row in packers[split].finish():
+                writers[split].write(*row)
+        told = {"tokenizer": job.tokenizer.digest, "recipe": recipe}
+        return {split: writers[split].finish(documents=counts[split], split=split, **told) for split in SPLITS}
+    finally:
+        for writer in writers.values():
+            writer.close()
+
+
+def _check_tokens(job: _Job, max_token: int, where: str) -> None:
+    if job.vocab is not None:
+        check_vocab(max_token, job.vocab, where)
+
+
+def _batched(texts: Iterator[str]) -> Iterator[list[str]]:
+    """Groups of documents that are worth tokenising at once and small enough to hold."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if len(batch) >= BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _part(source: TextSource, digest: str, written: Mapping[str, RowsInfo]) -> Part:
+    return Part(
+        name=source.label,
+        weight=source.weight,
+        heldout=source.heldout,
+        digest=digest,
+        rows={split: info.rows for split, info in written.items()},
+        tokens={split: info.tokens for split, info in written.items()},
+        documents={split: info.documents for split, info in written.items()},
+    )
+
+
+def _check_split(manifest: Manifest, config: DataConfig) -> None:
+    """Refuses a split of which one side came out empty."""
+    for part in manifest.parts:
+        if not part.heldout and not part.rows["train"]:
+            found = part.documents["heldout"]
+            raise UserError(
+                f"data.sources: {part.name} gives no row to train on ({found} documents, all held out); "
+                "lower data.heldout_fraction or give it more text"
+            )
+    if config.heldout_fraction and not manifest.total("rows", "heldout"):
+        found = manifest.total("documents", "train")
+        raise UserError(
+            f"data.heldout_fraction is {config.heldout_fraction}, but none of the {found} documents fell to the "
+            "held-out rows; raise it, mark a source as heldout, or set it to 0 for none"
+        )
+
+
+def _write_manifest(manifest: Manifest) -> None:
+    value = dataclasses.asdict(dataclasses.replace(manifest, folder=pathlib.Path()))
+    del value["folder"]
+    files.write_json(manifest.folder / FILE, {"format": FORMAT, **value})
+
+
+def open_prepared(folder: str | pathlib.Path) -> Manifest:
+    """Opens what `prepare` wrote.
+
+    Raises:
+        UserError: there is no manifest, or not one of this format.
+    """
+    folder = pathlib.Path(folder)
+    try:
+        raw = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{folder} has no {FILE}; run chopjax.prepare_data, or mend data.rows") from error
+    except ValueError as error:
+        raise UserError(f"{folder / FILE}: not valid JSON; run chopjax.prepare_data again") from error
+    if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
+        raise UserError(f"{folder / FILE}: format is not {FORMAT!r}; run chopjax.prepare_data again")
+    try:
+        parts = tuple(Part(**part) for part in raw.pop("parts"))
+        return Manifest(folder=folder, parts=parts, **raw)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / FILE}: a field is missing or unknown ({error}); prepare the data again") from error

@@ -1,0 +1,211 @@
+"""Packed rows on disk: a folder with `rows.json` and ArrayRecord shards, written once and read at random.
+
+A record is one row: `length` tokens, then `length` segment ids, all little-endian int32. Positions are derived.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, SupportsIndex
+
+import grain
+import numpy as np
+from array_record.python import array_record_module
+from jaxtyping import Int32
+
+from chopjax import files
+from chopjax.data.packing import positions_of
+from chopjax.errors import UserError
+
+FORMAT = "chopjax rows 1"
+FILE = "rows.json"
+SHARD_TOKENS = 1 << 27  # tokens in one shard: 1 GiB before compression
+
+Batch = dict[str, Int32[np.ndarray, "..."]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One ArrayRecord file: its name, rows and size in bytes."""
+
+    file: str
+    rows: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RowsInfo:
+    """What `rows.json` says.
+
+    Attributes:
+        length: tokens a row, padding included.
+        rows: number of rows.
+        tokens: tokens in all rows, padding not counted.
+        documents: documents that they come from.
+        max_token: the highest id that occurs; -1 without any.
+        split: `train` or `heldout`.
+        tokenizer: digest of the tokenizer's vocabulary.
+        recipe: all that decides the rows' content, by name.
+        shards: the files, in order.
+    """
+
+    length: int
+    rows: int
+    tokens: int
+    documents: int
+    max_token: int
+    split: str
+    tokenizer: str
+    recipe: Mapping[str, Any]
+    shards: tuple[Shard, ...]
+
+    @property
+    def digest(self) -> str:
+        """Equal for rows of equal content."""
+        return files.digest({"recipe": self.recipe, "split": self.split, "length": self.length})
+
+
+class RowsWriter:
+    """Writes rows into an existing empty folder; `finish` completes it with `rows.json`, without which it is none."""
+
+    def __init__(self, folder: pathlib.Path, length: int, shard_tokens: int = SHARD_TOKENS) -> None:
+        self._folder = folder
+        self._length = length
+        self._shard_rows = max(1, shard_tokens // length)
+        self._writer: Any = None
+        self._written = 0  # rows in the open shard
+        self._shards: list[Shard] = []
+        self._rows = self._tokens = 0
+        self._max_token = -1
+
+    def write(self, tokens: Int32[np.ndarray, "length"], segment_ids: Int32[np.ndarray, "length"]) -> None:
+        """Appends one row."""
+        if self._writer is None:
+            # A group of one record is what makes reading at random cheap.
+            self._writer = array_record_module.ArrayRecordWriter(str(self._shard_path()), "group_size:1")
+        self._writer.write(np.stack([tokens, segment_ids]).astype("<i4").tobytes())
+        self._written += 1
+        self._rows += 1
+        self._tokens += int(np.count_nonzero(segment_ids))
+        self._max_token = max(self._max_token, int(tokens.max()))
+        if self._written == self._shard_rows:
+            self._close_shard()
+
+    def finish(self, *, documents: int, split: str, tokenizer: str, recipe: Mapping[str, Any]) -> RowsInfo:
+        """Closes the last shard and writes `rows.json`."""
+        self._close_shard()
+        info = RowsInfo(
+            length=self._length,
+            rows=self._rows,
+            tokens=self._tokens,
+            documents=documents,
+            max_token=self._max_token,
+            split=split,
+            tokenizer=tokenizer,
+            recipe=dict(recipe),
+            shards=tuple(self._shards),
+        )
+        files.write_json(self._folder / FILE, {"format": FORMAT, **dataclasses.asdict(info)})
+        return info
+
+    def close(self) -> None:
+        """Gives up: closes the open file and writes no `rows.json`."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _shard_path(self) -> pathlib.Path:
+        return self._folder / f"rows-{len(self._shards):05d}.arrayrecord"
+
+    def _close_shard(self) -> None:
+        if self._writer is None:
+            return
+        self.close()
+        path = self._shard_path()
+        self._shards.append(Shard(path.name, self._written, path.stat().st_size))
+        self._written = 0
+
+
+def read_info(folder: str | pathlib.Path) -> RowsInfo:
+    """Reads `rows.json` and checks that every shard has the size that it was written with.
+
+    Raises:
+        UserError: the folder is not there, not of rows, or a shard is missing or cut off.
+    """
+    folder = pathlib.Path(folder)
+    try:
+        raw = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{folder} has no {FILE}: not a folder of rows; run chopjax.prepare_data") from error
+    except ValueError as error:
+        raise UserError(f"{folder / FILE}: not valid JSON; delete the folder and prepare the rows again") from error
+    if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
+        raise UserError(f"{folder / FILE}: format is not {FORMAT!r}; prepare the rows again with this version")
+    try:
+        info = RowsInfo(**{**raw, "shards": tuple(Shard(**shard) for shard in raw["shards"])})
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / FILE}: a field is missing or unknown ({error}); prepare the rows again") from error
+    for shard in info.shards:
+        path = folder / shard.file
+        size = path.stat().st_size if path.is_file() else None
+        if size != shard.bytes:
+            found = "is missing" if size is None else f"has {size} bytes instead of {shard.bytes}"
+            raise UserError(f"{path} {found}; delete {folder} and prepare the rows again")
+    return info
+
+
+class Rows:
+    """Random access to a folder of rows; safe to read from several threads.
+
+    Attributes:
+        folder: where they lie.
+        info: what `rows.json` says.
+    """
+
+    def __init__(self, folder: str | pathlib.Path) -> None:
+        self.folder = pathlib.Path(folder)
+        self.info = read_info(folder)
+        self._source = self._open() if self.info.rows else None
+
+    def _open(self) -> grain.sources.ArrayRecordDataSource:
+        paths = [str(self.folder / shard.file) for shard in self.info.shards]
+        try:
+            source = grain.sources.ArrayRecordDataSource(paths)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{self.folder}: damaged rows ({error}); delete the folder and prepare it again") from error
+        if len(source) != self.info.rows:
+            raise UserError(f"{self.folder}: {len(source)} rows, but {FILE} says {self.info.rows}; prepare it again")
+        return source
+
+    def __len__(self) -> int:
+        return self.info.rows
+
+    def __getitem__(self, index: SupportsIndex) -> Batch:
+        """Row `index` as `{"tokens", "segment_ids", "positions"}`, each int32 [length]; segment 0 is padding.
+
+        Raises:
+            IndexError: `index` is outside [0, len).
+            UserError: the record is damaged.
+        """
+        number = index.__index__()
+        if self._source is None or not 0 <= number < len(self):
+            raise IndexError(f"row {number} of {len(self)}")
+        try:
+            record = self._source[number]
+        except RuntimeError as error:
+            raise UserError(f"{self.folder}: row {number} is damaged ({error}); prepare the rows again") from error
+        if len(record) != 8 * self.info.length:
+            raise UserError(f"{self.folder}: row {number} has {len(record)} bytes instead of {8 * self.info.length}")
+        tokens, segment_ids = np.frombuffer(record, "<i4").astype(np.int32).reshape(2, self.info.length)
+        return {"tokens": tokens, "segment_ids": segment_ids, "positions": positions_of(segment_ids)}
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._source is not None:
+            self._source.__exit__(None, None, None)
+
+
+def stack_rows(rows: Sequence[Batch]) -> Batch:
+    """Rows as a batch: each entry int32 [batch, length]."""
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}

@@ -1,0 +1,172 @@
+"""Documents from text files, JSON lines, Parquet, ArrayRecord or a hub dataset, one at a time and in a fixed order."""
+
+import gzip
+import itertools
+import json
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+from array_record.python import array_record_module
+
+from chopjax.data.config import TextSource
+from chopjax.data.find import find_files
+from chopjax.errors import UserError
+
+BATCH = 256  # records read at a time from Parquet and ArrayRecord
+
+
+def documents(source: TextSource) -> Iterator[str]:
+    """The documents of a source that hold any text, in an order that depends on nothing but the source.
+
+    Raises:
+        UserError: a file, line or field that cannot be read, by name.
+    """
+    texts = (text for text in _all_documents(source) if text)
+    return itertools.islice(texts, source.max_documents) if source.max_documents else texts
+
+
+def _all_documents(source: TextSource) -> Iterator[str]:
+    if source.hub:
+        yield from _hub_documents(source)
+        return
+    kind, named = find_files(source)
+    for _, path in named:
+        try:
+            yield from READERS[kind](path, source.text_field)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error}); mend or remove the file") from error
+        except (EOFError, zlib.error) as error:
+            raise UserError(f"{path}: the compressed file is damaged or ends too early; copy it again") from error
+
+
+def _open(path: pathlib.Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _text_file(path: pathlib.Path, field: str) -> Iterator[str]:
+    with _open(path) as file:
+        data = file.read()
+    try:
+        yield data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 (byte {error.start}); convert the file") from error
+
+
+def _json_lines(path: pathlib.Path, field: str) -> Iterator[str]:
+    with _open(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield _json_text(line, field, f"{path}, line {number}")
+
+
+def _json_text(data: bytes, field: str, where: str) -> str:
+    try:
+        record = json.loads(data)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8; convert the file") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not valid JSON ({error.msg} at column {error.colno})") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: a JSON object is wanted, not {type(record).__name__}")
+    if field not in record:
+        raise UserError(f"{where}: no field {field!r}; there are {', '.join(map(str, record))}; set text_field")
+    return _checked(record[field], field, where)
+
+
+def _checked(value: Any, field: str, where: str) -> str:
+    """`value` as text that UTF-8 can hold; a null is an empty document."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"{where}: field {field!r} is {type(value).__name__}, not text; set text_field")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{where}: field {field!r} has a lone surrogate at character {error.start}") from error
+    return value
+
+
+def _parquet(path: pathlib.Path, field: str) -> Iterator[str]:
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if field not in names:
+                raise UserError(f"{path}: no column {field!r}; there are {', '.join(names)}; set text_field")
+            row = 0
+            for batch in file.iter_batches(BATCH, columns=[field]):
+                for value in batch.column(0).to_pylist():
+                    row += 1
+                    yield _checked(value, field, f"{path}, row {row}")
+    except arrow.ArrowException as error:
+        raise UserError(f"{path}: not a whole Parquet file ({_first_line(error)})") from error
+
+
+def _array_record(path: pathlib.Path, field: str) -> Iterator[str]:
+    """Records are JSON objects if the first is one that has the field, else plain text."""
+    try:
+        reader = array_record_module.ArrayRecordReader(str(path))
+        try:
+            count = reader.num_records()
+            as_json: bool | None = None
+            for start in range(0, count, BATCH):
+                for offset, record in enumerate(reader.read(start, min(start + BATCH, count))):
+                    as_json = _is_json_record(record, field) if as_json is None else as_json
+                    where = f"{path}, record {start + offset + 1}"
+                    yield _json_text(record, field, where) if as_json else _plain_text(record, where)
+        finally:
+            reader.close()
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise UserError(f"{path}: not a whole ArrayRecord file ({_first_line(error)})") from error
+
+
+def _is_json_record(record: bytes, field: str) -> bool:
+    try:
+        value = json.loads(record)
+    except ValueError:
+        return False
+    return isinstance(value, dict) and field in value
+
+
+def _plain_text(record: bytes, where: str) -> str:
+    try:
+        return record.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: neither UTF-8 text nor a JSON object (byte {error.start})") from error
+
+
+def _hub_documents(source: TextSource) -> Iterator[str]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(f"data.sources: hub {source.hub!r} needs a package: pip install datasets") from error
+    try:
+        records = datasets.load_dataset(
+            source.hub, source.subset or None, split=source.split, revision=source.revision or None, streaming=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"data.sources: hub {source.hub!r} cannot be opened ({_first_line(error)})") from error
+    for number, record in enumerate(records, 1):
+        where = f"{source.hub}, record {number}"
+        if source.text_field not in record:
+            raise UserError(
+                f"{where}: no field {source.text_field!r}; there are {', '.join(map(str, record))}; set text_field"
+            )
+        yield _checked(record[source.text_field], source.text_field, where)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+READERS: dict[str, Callable[[pathlib.Path, str], Iterator[str]]] = {
+    "text": _text_file,
+    "jsonl": _json_lines,
+    "parquet": _parquet,
+    "arrayrecord": _array_record,
+}

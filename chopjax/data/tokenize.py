@@ -1,0 +1,182 @@
+"""A tokenizer from a Hugging Face folder: text to token ids, and what begins and ends a document."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int32
+
+from chopjax import files
+from chopjax.data.config import DataConfig
+from chopjax.errors import UserError
+
+Encode = Callable[[Sequence[str]], list[list[int]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Text to ids, without any special token of its own accord.
+
+    Attributes:
+        encode: texts to lists of ids. Special tokens that are spelled out in a text are read as such, as
+            `transformers` does.
+        vocab: one more than the highest id.
+        digest: of the tokens, their ids and the merges; equal digests mean that ids have the same meaning.
+        splitting: of how text is normalised and split before that; rows depend on it, the meaning of ids does not.
+        bos: id of the token that begins a document, None where there is none.
+        eos: id of the token that ends one.
+        adds_bos: whether the tokenizer itself begins a sequence with BOS, which tells what the model was trained on.
+        token_id: id of a token by its spelling, None where there is none.
+    """
+
+    encode: Encode
+    vocab: int
+    digest: str
+    splitting: str
+    bos: int | None
+    eos: int | None
+    adds_bos: bool
+    token_id: Callable[[str], int | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """Ids put before and after each document; None for nothing."""
+
+    before: int | None
+    after: int | None
+
+
+def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
+    """Reads `tokenizer.json` with `tokenizers`, or else whatever `transformers.AutoTokenizer` can read.
+
+    Raises:
+        UserError: neither can read the folder; nothing in it is ever executed.
+    """
+    folder = pathlib.Path(folder)
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8"))
+            core = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise UserError(f"{file}: not a tokenizer that `tokenizers` can read ({error})") from error
+    else:
+        core = _converted(folder)
+        raw = json.loads(core.to_str())
+    return _from_core(core, raw, folder)
+
+
+def _converted(folder: pathlib.Path) -> tokenizers.Tokenizer:
+    """The `tokenizers` form of a folder that has only an older kind of tokenizer file."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; a tokenizer is read from a Hugging Face model folder")
+    import transformers
+
+    try:
+        loaded = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return loaded.backend_tokenizer
+    except Exception as error:  # a missing file shows as any of a dozen exceptions here
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder}: no tokenizer that can be read ({reason}); put its tokenizer.json there") from error
+
+
+def _from_core(core: tokenizers.Tokenizer, raw: dict[str, Any], folder: pathlib.Path) -> Tokenizer:
+    # A saved tokenizer may cut or pad every text to some length; rows need the whole text and nothing else.
+    core.no_truncation()
+    core.no_padding()
+    settings = _read_json(folder / "tokenizer_config.json")
+    bos = _special_id("bos_token", core, settings, folder)
+    eos = _special_id("eos_token", core, settings, folder)
+    tokens = core.get_vocab(with_added_tokens=True)
+    if not tokens:
+        raise UserError(f"{folder / 'tokenizer.json'}: the vocabulary is empty")
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in core.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    model = raw.get("model", {})
+    return Tokenizer(
+        encode=encode,
+        vocab=max(tokens.values()) + 1,
+        digest=files.digest({"tokens": tokens, "merges": _merges(model), "scores": _scores(model)}),
+        splitting=files.digest({key: raw.get(key) for key in ("normalizer", "pre_tokenizer")}),
+        bos=bos,
+        eos=eos,
+        adds_bos=_adds_bos(core, bos, settings),
+        token_id=core.token_to_id,
+    )
+
+
+def _merges(model: dict[str, Any]) -> list[str]:
+    """Merges as "left right", which tokenizer files write either so or as pairs."""
+    return [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
+
+
+def _scores(model: dict[str, Any]) -> list[Any]:
+    """The log probabilities of a Unigram vocabulary, which decide how text is cut."""
+    vocab = model.get("vocab")
+    return vocab if isinstance(vocab, list) else []
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON ({error})") from error
+
+
+def _special_id(key: str, core: tokenizers.Tokenizer, settings: dict[str, Any], folder: pathlib.Path) -> int | None:
+    """The id of `bos_token` or `eos_token`: from the tokenizer's settings, or else the model's `config.json`."""
+    settings = settings if key in settings else _read_json(folder / "special_tokens_map.json")
+    if key in settings:
+        value = settings[key]
+        text = value.get("content") if isinstance(value, dict) else value
+        if text is None:
+            return None
+        found = core.token_to_id(text)
+        if found is None:
+            raise UserError(f"{folder / 'tokenizer_config.json'}: {key} {text!r} is not in the vocabulary")
+        return found
+    value = _read_json(folder / "config.json").get(f"{key}_id")
+    return value[0] if isinstance(value, list) else value
+
+
+def _adds_bos(core: tokenizers.Tokenizer, bos: int | None, settings: dict[str, Any]) -> bool:
+    if bos is None:
+        return False
+    if isinstance(settings.get("add_bos_token"), bool):
+        return settings["add_bos_token"]
+    return core.encode("a", add_special_tokens=True).ids[:1] == [bos]
+
+
+def document_bounds(tokenizer: Tokenizer, config: DataConfig) -> Bounds:
+    """What to put around each document: BOS where the tokenizer adds one, EOS where it has one, unless told otherwise.
+
+    Raises:
+        UserError: `always` is asked of a tokenizer without such a token, or `eos_token` is not in its vocabulary.
+    """
+    eos = tokenizer.eos
+    if config.eos_token:
+        eos = tokenizer.token_id(config.eos_token)
+        if eos is None:
+            raise UserError(f"data.eos_token {config.eos_token!r} is not in the tokenizer's vocabulary")
+    if config.add_bos == "always" and tokenizer.bos is None:
+        raise UserError("data.add_bos is 'always', but the tokenizer names no bos_token; use 'auto'")
+    if config.add_eos == "always" and eos is None:
+        raise UserError("data.add_eos is 'always', but the tokenizer names no eos_token; use 'auto' or set eos_token")
+    begins = config.add_bos == "always" or (config.add_bos == "auto" and tokenizer.adds_bos)
+    return Bounds(tokenizer.bos if begins else None, eos if config.add_eos != "never" else None)
+
+
+def encode_documents(tokenizer: Tokenizer, bounds: Bounds, texts: Sequence[str]) -> list[Int32[np.ndarray, "tokens"]]:
+    """Token ids of each text with the document's bounds around them, int32."""
+    before = [] if bounds.before is None else [bounds.before]
+    after = [] if bounds.after is None else [bounds.after]
+    return [np.array(before + ids + after, np.int32) for ids in tokenizer.encode(texts)]
