@@ -44,7 +44,8 @@ def find_files(source: TextSource) -> tuple[str, list[tuple[str, pathlib.Path]]]
         return source.format, named
     if len(formats) > 1:
         raise UserError(
-            f"data.sources: {source.path} holds files of several formats ({', '.join(formats)}); set format, or use a glob"
+            f"data.sources: {source.path} holds files of several formats ({', '.join(formats)}); "
+            "set format, or use a glob"
         )
     return formats[0], named
 

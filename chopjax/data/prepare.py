@@ -5,95 +5,28 @@ out/SOURCE/train/    rows of the documents to train on
 out/SOURCE/heldout/  rows of those that never are
 """
 
-import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from chopjax import files
-from chopjax.data.checks import check_length, check_vocab
+from chopjax.data.checks import check_length, check_tokenizers, check_vocab
 from chopjax.data.config import DataConfig, TextSource
 from chopjax.data.find import source_digest
 from chopjax.data.folders import written_whole
+from chopjax.data.manifest import Manifest, Part, open_prepared, write_manifest
 from chopjax.data.packing import Packer
-from chopjax.data.rows import Rows, RowsInfo, RowsWriter, read_info
+from chopjax.data.rows import RowsInfo, RowsWriter, read_info
 from chopjax.data.text import documents
 from chopjax.data.tokenize import Bounds, Tokenizer, document_bounds, encode_documents, load_tokenizer
 from chopjax.errors import UserError
 
 SPLITS = ("train", "heldout")
-FORMAT = "chopjax prepared data 1"
-FILE = "manifest.json"
 BATCH_DOCUMENTS = 512
 BATCH_CHARACTERS = 1 << 22
 
 Say = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One source's rows.
-
-    Attributes:
-        name: its folder.
-        weight: its share in the mixture, relative to the others.
-        heldout: whether all of it is held out.
-        digest: of the text that it was made from.
-        rows: rows of each split.
-        tokens: tokens of each split, padding not counted.
-        documents: documents of each split.
-    """
-
-    name: str
-    weight: float
-    heldout: bool
-    digest: str
-    rows: Mapping[str, int]
-    tokens: Mapping[str, int]
-    documents: Mapping[str, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-    """Prepared data: where it lies and what there is of it.
-
-    Attributes:
-        folder: the folder that `prepare` wrote.
-        length: tokens a row.
-        tokenizer: digest of the tokenizer's vocabulary.
-        max_token: highest token id in any row.
-        parts: the sources, in the order of the config.
-    """
-
-    folder: pathlib.Path
-    length: int
-    tokenizer: str
-    max_token: int
-    parts: tuple[Part, ...]
-
-    def mixture(self) -> list[tuple[Rows, float]]:
-        """Training rows with their weights, for `Batches`."""
-        return [(Rows(self.folder / part.name / "train"), part.weight) for part in self.parts if not part.heldout]
-
-    def heldout(self) -> dict[str, Rows]:
-        """Held-out rows by source, without the sources that have none."""
-        return {part.name: Rows(self.folder / part.name / "heldout") for part in self.parts if part.rows["heldout"]}
-
-    def total(self, field: str, split: str) -> int:
-        """Sum of `rows`, `tokens` or `documents` of a split over the sources."""
-        return sum(getattr(part, field)[split] for part in self.parts)
-
-    def describe(self) -> list[str]:
-        """One line a source, for people."""
-        lines = [f"{'source':24} {'weight':>8} {'train tokens':>14} {'rows':>9} {'held-out tokens':>16} {'rows':>9}"]
-        for part in self.parts:
-            weight = "held out" if part.heldout else f"{part.weight:g}"
-            columns = [f"{part.tokens['train']:>14,}", f"{part.rows['train']:>9,}"]
-            columns += [f"{part.tokens['heldout']:>16,}", f"{part.rows['heldout']:>9,}"]
-            lines.append(f"{part.name:24} {weight:>8} {' '.join(columns)}")
-        return lines
 
 
 def prepare(
@@ -120,7 +53,7 @@ def prepare(
         say: takes progress, line by line.
 
     Raises:
-        UserError: text, tokenizer or settings cannot be used; what is already in `out_folder` stays.
+        UserError: text, tokenizer or settings cannot be used. Rows of sources that were done before that stay.
     """
     if not config.sources:
         raise UserError("data.sources is empty; name at least one file, folder or hub dataset")
@@ -129,7 +62,8 @@ def prepare(
         check_length(config.length, positions)
     tokenizer = load_tokenizer(tokenizer_folder)
     job = _Job(config, tokenizer, document_bounds(tokenizer, config), pathlib.Path(out_folder), vocab, say)
-    parts, infos = [], []
+    parts: list[Part] = []
+    infos: list[RowsInfo] = []
     for source in config.sources:
         digest = source_digest(source)
         written = _prepare_source(job, source, digest)
@@ -138,7 +72,43 @@ def prepare(
     max_token = max(info.max_token for info in infos)
     manifest = Manifest(job.out, config.length, tokenizer.digest, max_token, tuple(parts))
     _check_split(manifest, config)
-    _write_manifest(manifest)
+    write_manifest(manifest)
+    return manifest
+
+
+def prepare_or_open(
+    config: DataConfig,
+    tokenizer_folder: str | pathlib.Path,
+    default_folder: str | pathlib.Path,
+    *,
+    positions: int | None = None,
+    vocab: int | None = None,
+    say: Say = lambda line: None,
+) -> Manifest:
+    """Prepares `config.sources` into `config.rows`, or opens what was prepared there if no sources are given.
+
+    Args:
+        config: sources and settings; of rows prepared before, the length is theirs.
+        tokenizer_folder: Hugging Face folder with the tokenizer.
+        default_folder: where rows go if `config.rows` is empty.
+        positions: the model's longest sequence, if rows are to be checked against it.
+        vocab: rows of the model's embedding table, if tokens are to be checked against it.
+        say: takes progress, line by line.
+
+    Raises:
+        UserError: see `prepare`; or neither sources nor rows are given, or the rows do not fit the model.
+    """
+    if config.sources:
+        out = config.rows or default_folder
+        return prepare(config, tokenizer_folder, out, positions=positions, vocab=vocab, say=say)
+    if not config.rows:
+        raise UserError("data.sources and data.rows are both empty; name the text, or a folder of prepared rows")
+    manifest = open_prepared(config.rows)
+    check_tokenizers(manifest.tokenizer, load_tokenizer(tokenizer_folder).digest, f"{config.rows} and the model")
+    if positions is not None:
+        check_length(manifest.length, positions)
+    if vocab is not None:
+        check_vocab(manifest.max_token, vocab, config.rows)
     return manifest
 
 
@@ -155,6 +125,7 @@ class _Job:
             say(f"reading {', '.join(source.label for source in heldout)} to keep their documents out of training")
         # Eight bytes a document: 100 million held-out documents would fill some 8 GB, far beyond any evaluation set.
         self.kept_out = {_hash(text) for source in heldout for text in documents(source)}
+        self.kept_out_digest = files.digest({"hashes": sorted(self.kept_out)})
 
     def recipe(self, source: TextSource, digest: str) -> dict[str, Any]:
         """All that decides the rows of a source."""
@@ -166,7 +137,7 @@ class _Job:
             "eos": self.bounds.after,
             "length": self.config.length,
             "heldout_fraction": self.config.heldout_fraction,
-            "heldout_documents": files.digest({"hashes": sorted(self.kept_out)}),
+            "heldout_documents": self.kept_out_digest,
             "heldout": source.heldout,
         }
 
@@ -194,19 +165,19 @@ def _prepare_source(job: _Job, source: TextSource, digest: str) -> dict[str, Row
     folder = job.out / source.label
     recipe = job.recipe(source, digest)
     if folder.exists() and any(folder.iterdir()):
-        found, changed = _existing(folder, recipe)
-        if not changed:
+        found, reason = _existing(folder, recipe)
+        if not reason:
             job.say(f"{source.label}: rows are there already")
             for split, info in found.items():
                 _check_tokens(job, info.max_token, f"{folder / split}")
             return found
-        job.say(f"{source.label}: {', '.join(changed)} changed since its rows were written; writing them again")
+        job.say(f"{source.label}: {reason}; its rows are written again")
     with written_whole(folder) as place:
         return _write_source(job, source, recipe, place)
 
 
-def _existing(folder: pathlib.Path, recipe: Mapping[str, Any]) -> tuple[dict[str, RowsInfo], list[str]]:
-    """What lies in a source's folder, and the names of what it was made from that have changed since.
+def _existing(folder: pathlib.Path, recipe: Mapping[str, Any]) -> tuple[dict[str, RowsInfo], str]:
+    """What lies in a source's folder, and why it cannot be used as it is; "" if it can.
 
     Raises:
         UserError: the folder holds something that `prepare` did not write.
@@ -217,9 +188,10 @@ def _existing(folder: pathlib.Path, recipe: Mapping[str, Any]) -> tuple[dict[str
     try:
         found = {split: read_info(folder / split) for split in SPLITS}
     except UserError as error:
-        return {}, [f"rows damaged ({error}), so they"]
+        return {}, str(error)
     old = found["train"].recipe
-    return found, [key for key in recipe if old.get(key) != recipe[key]]
+    changed = [key for key in recipe if old.get(key) != recipe[key]]
+    return found, f"changed since they were written: {', '.join(changed)}" if changed else ""
 
 
 def _write_source(job: _Job, source: TextSource, recipe: Mapping[str, Any], place: pathlib.Path) -> dict[str, RowsInfo]:
@@ -243,8 +215,11 @@ def _write_source(job: _Job, source: TextSource, recipe: Mapping[str, Any], plac
         for split in SPLITS:
             for row in packers[split].finish():
                 writers[split].write(*row)
-        told = {"tokenizer": job.tokenizer.digest, "recipe": recipe}
-        return {split: writers[split].finish(documents=counts[split], split=split, **told) for split in SPLITS}
+        digest = job.tokenizer.digest
+        return {
+            split: writers[split].finish(documents=counts[split], split=split, tokenizer=digest, recipe=recipe)
+            for split in SPLITS
+        }
     finally:
         for writer in writers.values():
             writer.close()
@@ -296,31 +271,3 @@ def _check_split(manifest: Manifest, config: DataConfig) -> None:
             f"data.heldout_fraction is {config.heldout_fraction}, but none of the {found} documents fell to the "
             "held-out rows; raise it, mark a source as heldout, or set it to 0 for none"
         )
-
-
-def _write_manifest(manifest: Manifest) -> None:
-    value = dataclasses.asdict(dataclasses.replace(manifest, folder=pathlib.Path()))
-    del value["folder"]
-    files.write_json(manifest.folder / FILE, {"format": FORMAT, **value})
-
-
-def open_prepared(folder: str | pathlib.Path) -> Manifest:
-    """Opens what `prepare` wrote.
-
-    Raises:
-        UserError: there is no manifest, or not one of this format.
-    """
-    folder = pathlib.Path(folder)
-    try:
-        raw = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{folder} has no {FILE}; run chopjax.prepare_data, or mend data.rows") from error
-    except ValueError as error:
-        raise UserError(f"{folder / FILE}: not valid JSON; run chopjax.prepare_data again") from error
-    if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
-        raise UserError(f"{folder / FILE}: format is not {FORMAT!r}; run chopjax.prepare_data again")
-    try:
-        parts = tuple(Part(**part) for part in raw.pop("parts"))
-        return Manifest(folder=folder, parts=parts, **raw)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / FILE}: a field is missing or unknown ({error}); prepare the data again") from error
