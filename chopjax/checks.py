@@ -1,7 +1,9 @@
 """Checks of a config's values, said with the dotted name under which a person sets the field."""
 
 import dataclasses
+import difflib
 import typing
+from collections.abc import Collection
 from typing import Any
 
 from chopjax.errors import UserError
@@ -22,7 +24,7 @@ def choices(config: Any, section: str) -> None:
             continue
         value, known = getattr(config, name), typing.get_args(hint)
         if value not in known:
-            raise UserError(f"{section}.{name} is {value!r}: choose one of {', '.join(map(repr, known))}")
+            raise UserError(f"{section}.{name} is {value!r}; choose one of {', '.join(map(repr, known))}")
 
 
 def at_least(config: Any, section: str, low: float, *names: str) -> None:
@@ -34,7 +36,7 @@ def at_least(config: Any, section: str, low: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not value >= low:  # also true of NaN
-            raise UserError(f"{section}.{name} is {value}: give {low} or more")
+            raise UserError(f"{section}.{name} is {value}; give {low} or more")
 
 
 def within(config: Any, section: str, low: float, high: float, *names: str) -> None:
@@ -46,9 +48,15 @@ def within(config: Any, section: str, low: float, high: float, *names: str) -> N
     for name in names:
         value = getattr(config, name)
         if not low <= value <= high:
-            raise UserError(f"{section}.{name} is {value}: give a value from {low} to {high}")
+            raise UserError(f"{section}.{name} is {value}; give a value from {low} to {high}")
 
 
 def fields(config: Any, section: str) -> dict[str, Any]:
     """The fields of a config as `{"section.name": value}`."""
     return {f"{section}.{field.name}": getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def near(name: str, known: Collection[str], listed: Collection[str] = ()) -> str:
+    """The mend of an unknown name: the nearest known one, or where none is near, those to list (all by default)."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f'did you mean "{close[0]}"?' if close else f"there are {', '.join(sorted(listed or known))}"

@@ -33,5 +33,5 @@ class EvaluateConfig:
         checks.at_least(self, "evaluate", 0, "rows", "window", "stride", "new_tokens", "temperature")
         if self.window and self.stride > self.window:
             raise UserError(
-                f"evaluate.stride is {self.stride}: give at most evaluate.window = {self.window}, or tokens are skipped"
+                f"evaluate.stride is {self.stride}; give at most evaluate.window = {self.window}, or tokens are skipped"
             )

@@ -1,0 +1,154 @@
+"""The command line of every `python -m chopjax.X`: parse, force the config, say bad input in one line, exit with 2.
+
+absl alone gives tracebacks and status 1, and loads the config only at its first use. Nothing here imports jax; the
+command's own module is imported only after its config has been read and checked.
+"""
+
+import importlib
+import os
+import re
+import runpy
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from chopjax import checks
+from chopjax.commands import defaults, settings
+from chopjax.errors import UserError
+
+Main = Callable[[settings.Settings], None]
+
+EXIT_BAD_INPUT = 2
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
+# ml_collections lists the whole config where a locked one has no such field.
+_OTHER_FIELDS = re.compile(r"Other fields present: .*(?=Did you mean)|Other fields present: .*", re.DOTALL)
+
+
+def run(command: str | Main, positional: str = "", required: Sequence[str] = ("source", "workdir")) -> None:
+    """Runs a command with the settings of `sys.argv`.
+
+    Bad input, in the config or found later as a `UserError`, is one line on stderr and exit status 2; any other
+    exception is a bug and keeps its traceback and status 1.
+
+    Args:
+        command: a module of `chopjax.commands`, imported after the config was read, or its `main` itself.
+        positional: dotted field that a single argument without a flag sets; with it, `--config` may be left out.
+        required: top-level fields that must not be empty; not asked for where the positional argument is given.
+    """
+    try:
+        chosen = parse(sys.argv, positional, required)
+        main = _main_of(command) if isinstance(command, str) else command
+        main(chosen)
+    except UserError as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+
+
+def parse(argv: Sequence[str], positional: str = "", required: Sequence[str] = ()) -> settings.Settings:
+    """Reads `--config FILE[:arg]`, dotted overrides and at most one positional argument.
+
+    Args:
+        argv: as `sys.argv`, the program's name first.
+        positional: see `run`.
+        required: see `run`.
+
+    Returns:
+        the checked settings.
+
+    Raises:
+        UserError: anything wrong with them.
+        SystemExit: after `--help`.
+    """
+    if {"--help", "-help", "-h"} & set(argv[1:]):
+        print(_help(argv[0], positional))
+        sys.exit(0)
+    config, arguments = _load(list(argv), positional)
+    if len(arguments) > bool(positional):
+        wanted = f"one {positional} is enough" if positional else "overrides are written --config.field=value"
+        raise UserError(f"{arguments[-1]!r} is not expected; {wanted}")
+    if arguments:
+        config.update_from_flattened_dict({positional: arguments[0]})
+    chosen = settings.from_mapping(config)
+    if not arguments:
+        chosen.require(*required)
+    return chosen
+
+
+def _load(argv: list[str], positional: str) -> tuple[config_dict.ConfigDict, list[str]]:
+    """The overridden ConfigDict and the arguments that are no flags."""
+    place, rest = _split(argv)
+    if place is None and (not positional or all(argument.startswith("-") for argument in rest[1:])):
+        other = f" or {positional}" if positional else ""
+        raise UserError(f"--config is missing; give a config file{other}, such as --config configs/quickstart.py")
+    config = defaults.default_config() if place is None else _read(*place)
+    _refuse_unknown_overrides(rest)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest)
+    try:
+        arguments = values(rest)[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(_one_line(error)) from error
+    return config, arguments
+
+
+def _split(argv: list[str]) -> tuple[tuple[str, ...] | None, list[str]]:
+    """`--config FILE[:arg]` as `(FILE,)` or `(FILE, arg)`, or None; and everything else."""
+    for index, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            taken = 1 if equals else 2
+            given = value if equals else "".join(argv[index + 1 : index + 2])
+            return tuple(given.split(":", 1)), argv[:index] + argv[index + taken :]
+    return None, argv
+
+
+def _read(path: str, *argument: str) -> config_dict.ConfigDict:
+    """Runs the config file's `get_config`; its mistakes are said with their line, its bugs keep their traceback."""
+    if not os.path.isfile(path):
+        raise UserError(f"config file {path or '(empty)'} does not exist; --config wants a Python file")
+    try:
+        config = runpy.run_path(path)["get_config"](*argument)
+    except SyntaxError as error:
+        raise UserError(f"{error.filename} line {error.lineno}: {error.msg}") from error
+    except (UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        where = f"{path} line {lines[-1]}" if lines else path
+        raise UserError(f"{where}: {_one_line(error)}") from error
+    if not isinstance(config, config_dict.ConfigDict):
+        raise UserError(f"{path}: get_config() returned {type(config).__name__}; return default_config(), changed")
+    return config.lock()
+
+
+def _refuse_unknown_overrides(argv: Sequence[str]) -> None:
+    known = list(settings.Settings().dotted())
+    top = {name.split(".")[0] for name in known}
+    for argument in argv[1:]:
+        match = _OVERRIDE.match(argument)
+        if match is None or match[1] in known or match[1] in top:
+            continue
+        section = match[1].split(".")[0]
+        siblings = [name for name in known if name.startswith(f"{section}.")]
+        mend = checks.near(match[1], siblings or known, listed=siblings or top)
+        raise UserError(f"--config.{match[1]} is not a field; {mend}")
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = _OTHER_FIELDS.sub("", text)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _main_of(command: str) -> Main:
+    return importlib.import_module(f"chopjax.commands.{command}").main
+
+
+def _help(program: str, positional: str) -> str:
+    folder, name = os.path.split(program)
+    name = os.path.basename(folder) if name == "__main__.py" else name.removesuffix(".py")
+    usage = f"usage: python -m chopjax.{name} --config FILE[:ARGUMENT] [--config.FIELD=VALUE ...]"
+    lines = [usage + (f" [{positional}]" if positional else ""), "", "Fields and their defaults:"]
+    lines += [f"  --config.{field}={value!r}" for field, value in settings.Settings().dotted().items()]
+    return "\n".join(lines)

@@ -1,0 +1,185 @@
+"""`Settings`: everything a run was told, turned once from a ConfigDict into frozen dataclasses and checked.
+
+The dataclasses are the one source of defaults; this module says only where in the ConfigDict each of them lives.
+"""
+
+import dataclasses
+import os
+import pathlib
+import types
+import typing
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from chopjax import checks, files
+from chopjax.chop.config import PlanConfig, ScoreConfig
+from chopjax.data.config import DataConfig
+from chopjax.distill.config import LossConfig
+from chopjax.errors import UserError
+from chopjax.evaluate.config import EvaluateConfig
+from chopjax.hf.config import ExportConfig
+from chopjax.sharding.config import MeshConfig
+from chopjax.train.config import OptimizerConfig, TrainConfig
+
+# Fields that say how a run is watched, laid out or kept, and cannot change what it learns beyond the order of sums.
+WITHOUT_EFFECT = frozenset(
+    {
+        "workdir",
+        "train.remat",
+        "train.log_every",
+        "train.evaluate_every",
+        "train.save_every",
+        "train.keep",
+        "train.keep_best",
+        "data.threads",
+        "data.prefetch",
+        "data.allow_changed",
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A run's whole configuration.
+
+    Attributes:
+        source: folder or hub id of the Hugging Face checkpoint to make smaller.
+        workdir: folder of everything the run writes.
+        seed: of every random choice: order of data, sampling.
+        teacher: folder or hub id of the teacher; empty for `source`.
+    """
+
+    source: str = ""
+    workdir: str = ""
+    seed: int = 0
+    teacher: str = ""
+    score: ScoreConfig = ScoreConfig()
+    plan: PlanConfig = PlanConfig()
+    loss: LossConfig = LossConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
+
+    def dotted(self, *sections: str) -> dict[str, Any]:
+        """The fields of the named sections, or of all, as JSON-able `{"train.steps": 200}`."""
+        flat: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            section, value = section_of(field.name), getattr(self, field.name)
+            if sections and section not in sections:
+                continue
+            flat |= checks.fields(value, section) if dataclasses.is_dataclass(value) else {field.name: value}
+        return {name: _plain(value) for name, value in flat.items()}
+
+    def identity(self, *sections: str) -> dict[str, Any]:
+        """`dotted`, without the fields that cannot change what is learnt."""
+        return {
+            name: value
+            for name, value in self.dotted(*sections).items()
+            if name not in WITHOUT_EFFECT and not name.startswith("mesh.")
+        }
+
+    def require(self, *names: str) -> None:
+        """Refuses empty top-level fields.
+
+        Raises:
+            UserError: one of the named fields is empty.
+        """
+        for name in names:
+            if not getattr(self, name):
+                raise UserError(f"{name} is empty; set it in the config file or give --config.{name}=...")
+
+
+def section_of(name: str) -> str:
+    """The ConfigDict section that feeds a field of `Settings`; the optimizer's fields are set under `train`."""
+    return "train" if name == "optimizer" else name
+
+
+def from_mapping(config: Mapping[str, Any]) -> Settings:
+    """Turns a nested mapping (a ConfigDict, or a read `config.json`) into checked `Settings`.
+
+    Raises:
+        UserError: an unknown field, a value of the wrong type, or one that its room refuses.
+    """
+    hints = typing.get_type_hints(Settings)
+    sections = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    _refuse_unknown(config, {section_of(name) for name in hints}, "config")
+    values: dict[str, Any] = {}
+    for name, hint in hints.items():
+        section = section_of(name)
+        if section not in config:
+            continue
+        if name in sections:
+            values[name] = _dataclass(typing.cast(type, hint), config[section], section)
+        else:
+            values[name] = _coerce(config[name], hint, name)
+    for section in {section_of(name) for name in sections} & set(config):
+        known = {field.name for name, cls in sections.items() if section_of(name) == section for field in _fields(cls)}
+        _refuse_unknown(config[section], known, section)
+    return Settings(**values)
+
+
+def write(settings: Settings) -> pathlib.Path:
+    """Writes the resolved config to `WORKDIR/config.json`, atomically; `from_mapping` reads it back."""
+    nested: dict[str, Any] = {}
+    for name, value in settings.dotted().items():
+        section, _, field = name.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[field] = value
+    path = pathlib.Path(settings.workdir) / "config.json"
+    files.write_json(path, nested)
+    return path
+
+
+def _dataclass(cls: type, section: Mapping[str, Any], name: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    present = [field.name for field in _fields(cls) if field.name in section]
+    return cls(**{field: _coerce(section[field], hints[field], f"{name}.{field}") for field in present})
+
+
+def _fields(cls: Any) -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(cls)
+
+
+def _refuse_unknown(given: Iterable[str], known: Collection[str], where: str) -> None:
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise UserError(f"{where}.{unknown[0]} is not a field; {checks.near(unknown[0], known)}")
+
+
+def _coerce(value: Any, hint: Any, name: str) -> Any:
+    """`value` as the annotated type; integers pass for floats, lists for tuples, mappings for dataclasses."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _coerce(value, next(argument for argument in arguments if argument is not type(None)), name)
+    if origin is typing.Literal or hint is Any:
+        return value  # the room says what it lists
+    if origin is tuple and isinstance(value, list | tuple):
+        element = arguments[0] if arguments else Any
+        return tuple(_coerce(item, element, f"{name}[{index}]") for index, item in enumerate(value))
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        _refuse_unknown(value, {field.name for field in _fields(hint)}, name)
+        inner = typing.get_type_hints(hint)
+        return typing.cast(type, hint)(
+            **{key: _coerce(item, inner[key], f"{name}.{key}") for key, item in value.items()}
+        )
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    accepted = origin or hint
+    if not isinstance(value, accepted) or (accepted is int and isinstance(value, bool)):
+        raise UserError(f"{name} is {value!r}; give a value of type {getattr(accepted, '__name__', accepted)}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, dataclasses and mappings as dicts, paths as text: what JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

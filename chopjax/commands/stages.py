@@ -1,0 +1,164 @@
+"""Which stages of a run are done, and from what: a finished stage is skipped, a changed one noticed.
+
+A stage is a box of the flow: files or folders under the workdir, made from named inputs. `WORKDIR/stages/NAME.json`
+holds its inputs and whether it was finished. The record is written "started" before any work and "finished" after it,
+each time atomically, so a stage that was cut off is known as such.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from chopjax import files
+from chopjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A box of the flow.
+
+    Attributes:
+        name: as in `python -m chopjax.NAME`.
+        outputs: files and folders that it makes, relative to the workdir; they go when it starts again.
+        resumable: it keeps its outputs when cut off and goes on from them, so changed inputs are refused instead of
+            redone. For stages whose work is dear and that keep checkpoints of their own.
+    """
+
+    name: str
+    outputs: tuple[str, ...]
+    resumable: bool = False
+
+
+class Stages:
+    """The stages of one workdir.
+
+    Args:
+        workdir: folder of the run, shared by all processes.
+        writer: whether this process writes records and removes outputs; true for one process only.
+        barrier: called where all processes must have arrived before any goes on.
+        say: prints a line.
+    """
+
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        *,
+        writer: bool = True,
+        barrier: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.workdir = pathlib.Path(workdir)
+        self._writer = writer
+        self._barrier = barrier
+        self._say = say if writer else lambda line: None
+
+    def run(self, stage: Stage, inputs: Mapping[str, Any], work: Callable[[], None]) -> bool:
+        """Does `work` unless it was done before from the same inputs.
+
+        Args:
+            stage: what is made.
+            inputs: JSON-able values that decide the result, by the names under which a person knows them: config
+                fields, fingerprints of files, digests of earlier stages. One flat mapping.
+            work: makes the outputs. Every process calls it.
+
+        Returns:
+            whether work was done.
+
+        Raises:
+            UserError: the inputs of a resumable stage changed.
+        """
+        inputs = json.loads(json.dumps(dict(inputs)))
+        reason = self.pending(stage, inputs)
+        self._barrier()  # every process has read the record before one of them rewrites it
+        if not reason:
+            self._say(f"{stage.name}: done before, skipped")
+            return False
+        self._say(f"{stage.name}: {reason}")
+        if self._writer:
+            self._begin(stage, inputs)
+        self._barrier()
+        work()
+        self._barrier()
+        if self._writer:
+            self._write(stage, inputs, finished=True)
+        self._barrier()
+        return True
+
+    def pending(self, stage: Stage, inputs: Mapping[str, Any]) -> str:
+        """Why the stage has to run, in a few words; empty if it is done.
+
+        Raises:
+            UserError: the inputs of a resumable stage changed.
+        """
+        record = self._read(stage.name)
+        if record is None:
+            return "starts"
+        changed = difference(record["inputs"], inputs)
+        if changed and stage.resumable:
+            raise UserError(
+                f"{stage.name} in {self.workdir} began otherwise: {changed}; put it back or set another workdir"
+            )
+        if changed:
+            return f"made again, for {changed}"
+        if not record["finished"]:
+            return "goes on where it was cut off" if stage.resumable else "was cut off and starts again"
+        gone = [output for output in stage.outputs if not (self.workdir / output).exists()]
+        return f"made again, for {gone[0]} is gone" if gone else ""
+
+    def digest(self, name: str) -> str:
+        """Digest of a finished stage's inputs, itself an input of the stages after it.
+
+        Raises:
+            UserError: the stage was not finished.
+        """
+        record = self._read(name)
+        if record is None or not record["finished"]:
+            raise UserError(f"{self.workdir} holds no finished {name}; run python -m chopjax.{name} first")
+        return files.digest(record["inputs"])
+
+    def _begin(self, stage: Stage, inputs: Mapping[str, Any]) -> None:
+        self._write(stage, inputs, finished=False)
+        for output in () if stage.resumable else stage.outputs:
+            path = self.workdir / output
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _write(self, stage: Stage, inputs: Mapping[str, Any], finished: bool) -> None:
+        record = {"stage": stage.name, "finished": finished, "outputs": list(stage.outputs), "inputs": inputs}
+        files.write_json(self._record(stage.name), record)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self._record(name)
+        if not path.exists():
+            return None
+        try:
+            record = json.loads(path.read_text())
+            return {"finished": bool(record["finished"]), "inputs": dict(record["inputs"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is no record of a stage; remove it to make {name} again") from error
+
+    def _record(self, name: str) -> pathlib.Path:
+        return self.workdir / "stages" / f"{name}.json"
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first changed name with both values, and how many more there are; empty if nothing changed."""
+    changed = [name for name in {**before, **now} if before.get(name, _ABSENT) != now.get(name, _ABSENT)]
+    if not changed:
+        return ""
+    name = changed[0]
+    more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+    return f"{name} was {_said(before, name)} and is {_said(now, name)}{more}"
+
+
+_ABSENT = object()
+
+
+def _said(values: Mapping[str, Any], name: str) -> str:
+    text = repr(values[name]) if name in values else "not set"
+    return text if len(text) <= 60 else f"{text[:57]}..."

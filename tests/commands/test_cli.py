@@ -1,0 +1,176 @@
+"""The command line as a person meets it: whole processes, one line, exit status 2, at once."""
+
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from chopjax.commands import cli
+from chopjax.commands.settings import Settings
+from chopjax.errors import UserError
+
+RECIPE = """
+from chopjax.commands.defaults import default_config
+
+
+def get_config(arg=""):
+    config = default_config()
+    config.source = "model"
+    config.workdir = "run"
+    if arg == "layers":
+        config.plan.layers = (0, 3)
+    if arg == "unknown":
+        config.trian = 1
+    if arg == "type":
+        config.train.steps = "many"
+    if arg == "missing":
+        open("nowhere/at-all")
+    if arg == "bug":
+        1 / 0
+    return None if arg == "none" else config
+"""
+
+# A command that prints what it was given, and shows whether jax was imported on the way.
+COMMAND = """
+import sys
+from chopjax.commands import cli
+from chopjax.errors import UserError
+
+def main(settings):
+    if settings.seed == 7:
+        raise UserError("model.safetensors: tensor x\\nholds NaN")
+    if settings.seed == 8:
+        raise ValueError("a bug")
+    print(settings.train.steps, settings.plan.layers, settings.export.folder, "jax" in sys.modules)
+
+cli.run(main, positional=POSITIONAL)
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: pathlib.Path) -> str:
+    path = tmp_path / "recipe.py"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def run(*arguments: str, positional: str = "") -> subprocess.CompletedProcess:
+    code = COMMAND.replace("POSITIONAL", repr(positional))
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+
+
+def refused(result: subprocess.CompletedProcess) -> str:
+    """The one line of a refusal."""
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+def test_overrides_reach_the_command_without_jax(recipe: str) -> None:
+    result = run(f"--config={recipe}:layers", "--config.train.steps=7")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "7 (0, 3)  False\n", "")
+
+
+def test_bad_input_found_later_is_one_line_and_a_bug_keeps_its_traceback(recipe: str) -> None:
+    assert "tensor x holds NaN" in refused(run(f"--config={recipe}", "--config.seed=7"))
+    bug = run(f"--config={recipe}", "--config.seed=8")
+    assert bug.returncode == 1 and "Traceback" in bug.stderr and "ValueError: a bug" in bug.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "chop", "evaluate", "score", "plan", "export", "verify", "prepare_data"])
+def test_every_command_refuses_a_typo_at_once(command: str, recipe: str, tmp_path: pathlib.Path) -> None:
+    began = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-m", f"chopjax.{command}", "--config", recipe, "--config.train.step=3"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert time.monotonic() - began < 3
+    assert 'did you mean "train.steps"?' in refused(result)
+    assert not (tmp_path / "run").exists()
+
+
+def parsed(*arguments: str, positional: str = "") -> Settings:
+    return cli.parse(["command", *arguments], positional, required=("source", "workdir"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--config is missing"),
+        (["--config.train.steps=3"], "--config is missing"),
+        (["--config"], "config file (empty) does not exist"),
+        (["--config=nowhere.py"], "config file nowhere.py does not exist"),
+        (["--config=RECIPE:unknown"], 'RECIPE line 12: \'Key "trian" does not exist'),
+        (["--config=RECIPE:unknown"], 'Did you mean "train"'),
+        (["--config=RECIPE:type"], "RECIPE line 14: Could not override field 'steps'"),
+        (["--config=RECIPE:missing"], "RECIPE line 16: [Errno 2]"),
+        (["--config=RECIPE:none"], "get_config() returned NoneType"),
+        (["--config=RECIPE", "--config.sead=3"], '--config.sead is not a field; did you mean "seed"?'),
+        (["--config=RECIPE", "--config.zzzz=3"], "--config.zzzz is not a field; there are data, evaluate, export"),
+        (["--config=RECIPE", "--config.mesh.fspd=3"], 'did you mean "mesh.fsdp"?'),
+        (["--config=RECIPE", "--config.train.steps=many"], "invalid literal for int()"),
+        (["--config=RECIPE", "--config.train.steps=2.5"], "invalid literal for int()"),
+        (["--config=RECIPE", "--config.train.steps"], "Missing value for flag --config.train.steps"),
+        (["--config=RECIPE", "--config.train=3"], "--config.train=3"),
+        (["--config=RECIPE", "--config.train.steps=-1"], "train.steps is -1; give 0 or more"),
+        (["--config=RECIPE", "--config.plan.layers=(0,1.5)"], "plan.layers[1] is 1.5; give a value of type int"),
+        (["--config=RECIPE", "--config.plan.layout=lats"], "plan.layout is 'lats'; choose one of 'max_gap'"),
+        (["--config=RECIPE", "--config.source="], "source is empty; set it in the config file or give --config.source"),
+        (["--config=RECIPE", "--confg.seed=1"], "Unknown command line flag 'confg.seed'"),
+        (["--config=RECIPE", "seed=1"], "'seed=1' is not expected"),
+    ],
+)
+def test_refusals_name_the_field_and_the_mend(arguments: list[str], said: str, recipe: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parsed(*[argument.replace("RECIPE", recipe) for argument in arguments])
+    assert said.replace("RECIPE", recipe) in str(caught.value)
+    assert len(str(caught.value)) < 700 and "\n" not in str(caught.value)
+
+
+def test_a_syntax_error_is_said_with_its_line(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text("x = 1\ny = (\n")
+    with pytest.raises(UserError, match=r"broken.py line 2: '\(' was never closed"):
+        parsed(f"--config={path}")
+
+
+def test_a_bug_in_the_config_file_keeps_its_traceback(recipe: str) -> None:
+    with pytest.raises(ZeroDivisionError):
+        parsed(f"--config={recipe}:bug")
+
+
+@pytest.mark.parametrize("text", ["(0,1,5)", "0,1,5", "[0, 1, 5]"])
+def test_tuples_are_overridden_in_any_spelling(text: str, recipe: str) -> None:
+    assert parsed("--config", recipe, f"--config.plan.layers={text}").plan.layers == (0, 1, 5)
+
+
+def test_sources_are_overridden_as_a_tuple_of_mappings(recipe: str) -> None:
+    settings = parsed(f"--config={recipe}", "--config.data.sources=({'path': 'a.txt', 'weight': 2},)")
+    assert [(source.path, source.weight) for source in settings.data.sources] == [("a.txt", 2.0)]
+
+
+def test_a_positional_argument_stands_for_its_field() -> None:
+    settings = parsed("elsewhere", "--config.export.dtype=float32", positional="export.folder")
+    assert (settings.export.folder, settings.export.dtype, settings.source) == ("elsewhere", "float32", "")
+    with pytest.raises(UserError, match="give a config file or export.folder"):
+        parsed(positional="export.folder")
+    with pytest.raises(UserError, match="'b' is not expected"):
+        parsed("a", "b", positional="export.folder")
+
+
+def test_help_lists_the_fields(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parsed("--help")
+    assert caught.value.code == 0
+    assert "--config.train.steps=1000" in capsys.readouterr().out
+
+
+def test_the_base_config_is_the_defaults() -> None:
+    base = pathlib.Path(__file__).parents[2] / "configs" / "base.py"
+    settings = parsed(f"--config={base}", "--config.source=model", "--config.workdir=run")
+    assert settings == Settings(source="model", workdir="run")

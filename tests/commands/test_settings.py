@@ -1,0 +1,97 @@
+"""One source of defaults, checked values, and a config that can be written and read back."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from chopjax.commands import settings
+from chopjax.commands.defaults import default_config
+from chopjax.commands.settings import Settings
+from chopjax.errors import UserError
+
+
+def test_defaults_are_those_of_the_dataclasses() -> None:
+    assert settings.from_mapping(default_config()) == Settings()
+
+
+def test_every_field_has_one_place() -> None:
+    names = list(Settings().dotted())
+    count = sum(
+        len(dataclasses.fields(value)) if dataclasses.is_dataclass(value) else 1
+        for value in (getattr(Settings(), field.name) for field in dataclasses.fields(Settings))
+    )
+    assert len(set(names)) == len(names) == count  # TrainConfig and OptimizerConfig share a section but no field
+
+
+def test_settings_import_without_jax() -> None:
+    code = "import sys, chopjax.commands.cli, chopjax.commands.stages; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_written_config_reads_back_equal(tmp_path: pathlib.Path) -> None:
+    config = default_config()
+    config.source, config.workdir = "model", str(tmp_path / "run")
+    config.plan.layers = (0, 2, 7)
+    config.data.sources = ({"path": "a", "weight": 3}, {"hub": "b"})
+    config.train.learning_rate = 3e-5
+    config.train.schedule = "wsd"
+    config.mesh.fallbacks = ("kv_heads",)
+    resolved = settings.from_mapping(config)
+    path = settings.write(resolved)
+    assert path == tmp_path / "run" / "config.json"
+    assert settings.from_mapping(json.loads(path.read_text())) == resolved
+    assert [entry.name for entry in path.parent.iterdir()] == ["config.json"]
+
+
+def test_train_section_feeds_the_loop_and_the_optimizer() -> None:
+    chosen = settings.from_mapping({"train": {"steps": 5, "learning_rate": 1}})
+    assert chosen.train.steps == 5
+    assert chosen.optimizer.learning_rate == 1.0 and isinstance(chosen.optimizer.learning_rate, float)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"sources": 1}, 'config.sources is not a field; did you mean "source"?'),
+        ({"train": {"lerning_rate": 1.0}}, 'train.lerning_rate is not a field; did you mean "learning_rate"?'),
+        ({"data": {"sources": [{"path": "a", "wieght": 1}]}}, 'data.sources[0].wieght is not a field; did you mean "w'),
+        ({"seed": "3"}, "seed is '3'; give a value of type int"),
+        ({"seed": True}, "seed is True; give a value of type int"),
+        ({"train": {"batch": 0}}, "train.batch is 0; give 1 or more"),
+        ({"train": {"batch": 9, "accumulate": 2}}, "train.accumulate = 2 does not divide"),
+        ({"train": {"optimizer": "sgd"}}, "train.optimizer is 'sgd'; choose one of 'adamw', 'lion'"),
+        ({"train": {"schedule": "linear"}}, "train.schedule is 'linear'; choose one of"),
+        ({"train": {"remat": "some"}}, "train.remat is 'some'; choose one of"),
+        ({"train": {"learning_rate": float("nan")}}, "train.learning_rate is nan; give 0 or more"),
+        ({"train": {"b2": 1.5}}, "train.b2 is 1.5; give a value from 0 to 1"),
+        ({"plan": {"layers": (3, 1)}}, "plan.layers is (3, 1); give kept layers from 0, ascending"),
+        ({"plan": {"layers": (-1, 1)}}, "plan.layers is (-1, 1); give kept layers from 0, ascending"),
+        ({"plan": {"layers": (0,), "remove_layers": 1}}, "plan.layers and plan.remove_layers are both set"),
+        ({"plan": {"mlp": -4}}, "plan.mlp is -4; give 0 or more"),
+        ({"score": {"rows": 0}}, "score.rows is 0; give 1 or more"),
+        ({"mesh": {"tensor": 0}}, "mesh.tensor is 0; give 1 or more"),
+        ({"mesh": {"tensor": -1}}, "more than one of mesh.data, mesh.fsdp and mesh.tensor is -1"),
+        ({"loss": {"kl": 0.0}}, "loss.next_token and loss.kl are both 0"),
+        ({"evaluate": {"window": 4, "stride": 5}}, "evaluate.stride is 5; give at most evaluate.window = 4"),
+        ({"export": {"dtype": "float8"}}, "export.dtype is 'float8'; choose one of"),
+    ],
+)
+def test_bad_values_name_the_field_and_the_mend(config: dict, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        settings.from_mapping(config)
+    assert said in str(caught.value)
+
+
+def test_identity_ignores_what_cannot_change_the_result() -> None:
+    config = default_config()
+    before = settings.from_mapping(config).identity("train", "mesh", "seed")
+    config.train.log_every, config.train.keep, config.mesh.tensor = 3, 9, 2
+    assert settings.from_mapping(config).identity("train", "mesh", "seed") == before
+    config.train.learning_rate = 0.5
+    changed = settings.from_mapping(config).identity("train", "mesh", "seed")
+    assert {name for name in changed if changed[name] != before[name]} == {"train.learning_rate"}
+    assert "seed" in before and "plan.mlp" not in before

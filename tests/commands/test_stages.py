@@ -1,0 +1,117 @@
+"""A finished stage is skipped, a changed one noticed, a cut-off one starts cleanly."""
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from chopjax.commands.stages import Stage, Stages, difference
+from chopjax.errors import UserError
+
+PLAN = Stage("plan", ("plan.json", "parts"))
+TRAIN = Stage("train", ("checkpoints",), resumable=True)
+
+
+class Run:
+    """A workdir whose stage writes a file, counts its runs and keeps what was said."""
+
+    def __init__(self, workdir: pathlib.Path, **options: Any) -> None:
+        self.workdir, self.count = workdir, 0
+        self.said: list[str] = []
+        self.stages = Stages(workdir, say=self.said.append, **options)
+
+    def work(self) -> None:
+        self.count += 1
+        (self.workdir / "plan.json").write_text(str(self.count))
+        (self.workdir / "parts").mkdir(exist_ok=True)
+        (self.workdir / "checkpoints").mkdir(exist_ok=True)
+
+    def __call__(self, inputs: dict, stage: Stage = PLAN) -> bool:
+        return self.stages.run(stage, inputs, self.work)
+
+
+def test_finished_stage_is_skipped_and_said(tmp_path: pathlib.Path) -> None:
+    run = Run(tmp_path)
+    assert run({"plan.layers": (0, 1), "source": "a"})  # a tuple in memory and a list on disk are the same
+    assert not run({"source": "a", "plan.layers": [0, 1]})
+    assert run.count == 1
+    assert run.said == ["plan: starts", "plan: done before, skipped"]
+
+
+def test_changed_input_is_named_and_the_stage_made_again(tmp_path: pathlib.Path) -> None:
+    run = Run(tmp_path)
+    run({"plan.mlp": 8, "source": "a"})
+    before = run.stages.digest("plan")
+    (tmp_path / "parts" / "stale").write_text("from the first run")
+    assert run({"plan.mlp": 9, "source": "a"})
+    assert run.said[-1] == "plan: made again, for plan.mlp was 8 and is 9"
+    assert not (tmp_path / "parts" / "stale").exists()
+    assert run.stages.digest("plan") != before
+
+
+def test_missing_output_is_made_again(tmp_path: pathlib.Path) -> None:
+    run = Run(tmp_path)
+    run({})
+    (tmp_path / "plan.json").unlink()
+    assert run({})
+    assert run.said[-1] == "plan: made again, for plan.json is gone"
+
+
+def interrupted(run: Run, stage: Stage, inputs: dict) -> None:
+    def work() -> None:
+        run.work()
+        (run.workdir / "parts" / "half").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.stages.run(stage, inputs, work)
+
+
+def test_cut_off_stage_starts_again_from_nothing(tmp_path: pathlib.Path) -> None:
+    run = Run(tmp_path)
+    interrupted(run, PLAN, {"seed": 1})
+    with pytest.raises(UserError, match=r"holds no finished plan; run python -m chopjax.plan first"):
+        run.stages.digest("plan")
+    assert run({"seed": 1})
+    assert run.said[-1] == "plan: was cut off and starts again"
+    assert not (tmp_path / "parts" / "half").exists()
+
+
+def test_resumable_stage_keeps_its_outputs_and_refuses_a_change(tmp_path: pathlib.Path) -> None:
+    run = Run(tmp_path)
+    interrupted(run, TRAIN, {"train.steps": 5})
+    (tmp_path / "checkpoints" / "3").write_text("dear")
+    with pytest.raises(UserError, match=r"train in .* began otherwise: train.steps was 5 and is 6; put it back"):
+        run({"train.steps": 6}, TRAIN)
+    assert run({"train.steps": 5}, TRAIN)
+    assert run.said[-1] == "train: goes on where it was cut off"
+    assert (tmp_path / "checkpoints" / "3").read_text() == "dear"
+
+
+def test_only_the_writer_writes(tmp_path: pathlib.Path) -> None:
+    arrivals = []
+    run = Run(tmp_path, writer=False, barrier=lambda: arrivals.append(1))
+    assert run({"seed": 1})
+    assert run.count == 1 and not (tmp_path / "stages").exists()
+    assert run.said == [] and len(arrivals) == 4
+
+
+def test_broken_record_is_named(tmp_path: pathlib.Path) -> None:
+    run = Run(tmp_path)
+    run({})
+    (tmp_path / "stages" / "plan.json").write_text("{")
+    with pytest.raises(UserError, match=r"stages/plan.json is no record of a stage; remove it"):
+        run({})
+
+
+def test_record_can_be_read_by_a_person(tmp_path: pathlib.Path) -> None:
+    Run(tmp_path)({"seed": 1})
+    record = json.loads((tmp_path / "stages" / "plan.json").read_text())
+    assert record == {"stage": "plan", "finished": True, "outputs": ["plan.json", "parts"], "inputs": {"seed": 1}}
+
+
+def test_difference_counts_the_rest() -> None:
+    assert difference({"a": 1}, {"a": 1}) == ""
+    assert difference({"a": 1}, {"a": None}) == "a was 1 and is None"
+    assert difference({"a": 1, "b": 2}, {"a": 1, "c": 3}) == "b was 2 and is not set (and 1 more)"
