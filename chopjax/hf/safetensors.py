@@ -1,0 +1,250 @@
+"""The safetensors container: headers, ranged reads and streamed writes, without jax or torch.
+
+Layout: 8 bytes little-endian header length, a JSON header (`name → dtype, shape, data_offsets`), then the data.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from chopjax.errors import UserError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+# Config name of a dtype, safetensors' name, numpy dtype.
+_DTYPES = (
+    ("float32", "F32", np.dtype(np.float32)),
+    ("bfloat16", "BF16", np.dtype(ml_dtypes.bfloat16)),
+    ("float16", "F16", np.dtype(np.float16)),
+)
+DTYPES: Mapping[str, np.dtype] = {name: dtype for name, _, dtype in _DTYPES}
+_FROM_CODE = {code: dtype for _, code, dtype in _DTYPES}
+_TO_CODE = {dtype: code for _, code, dtype in _DTYPES}
+
+# Bits of the exponent, all of them set in NaN and in both infinities, and nowhere else.
+_EXPONENT = {DTYPES["float32"]: 0x7F800000, DTYPES["bfloat16"]: 0x7F80, DTYPES["float16"]: 0x7C00}
+_MAX_HEADER = 100_000_000
+_BLOCK = 16 * 2**20
+_PAGE = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One tensor in a file: name, dtype, shape, and its bytes' place in the file.
+
+    `dtype` is None for a stored type that is not one of float32, bfloat16 or float16; `code` names it.
+    """
+
+    name: str
+    code: str
+    dtype: np.dtype | None
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+
+def dtype_name(dtype: np.dtype) -> str:
+    """`"bfloat16"` and the like, as config.json has it."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether a float32, bfloat16 or float16 array holds neither NaN nor infinity."""
+    mask = _EXPONENT[array.dtype]
+    bits: Any = array.view(np.uint32 if array.dtype.itemsize == 4 else np.uint16)
+    return not bool(np.any((bits & bits.dtype.type(mask)) == mask))
+
+
+def read_header(file: Path) -> dict[str, Entry]:
+    """Names, dtypes, shapes and byte ranges of a file, checked against the file's size.
+
+    Raises:
+        UserError: the file is missing, truncated, or not safetensors.
+    """
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or not 0 < length <= _MAX_HEADER:
+                raise UserError(f"{file}: not a safetensors file; download it again")
+            header = stream.read(length)
+        if len(header) < length:
+            raise UserError(f"{file}: truncated inside its header; download it again")
+        parsed = json.loads(header)
+    except FileNotFoundError:
+        raise UserError(f"{file}: missing; download the checkpoint again") from None
+    except ValueError:
+        raise UserError(f"{file}: not a safetensors file; download it again") from None
+    parsed.pop("__metadata__", None)
+    entries = {name: _entry(name, fields, file, 8 + length) for name, fields in parsed.items()}
+    wanted = max((entry.offset + entry.nbytes for entry in entries.values()), default=8 + length)
+    if wanted > size:
+        raise UserError(f"{file}: truncated, {size} bytes of {wanted}; download it again")
+    return entries
+
+
+def read_folder(folder: Path) -> dict[str, Entry]:
+    """All tensors of a folder with one `model.safetensors` or an index and its shards; reads headers only.
+
+    Raises:
+        UserError: no weights, only `.bin` weights, a missing or truncated shard, a tensor not where the index says.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        if (folder / SINGLE).is_file():
+            return read_header(folder / SINGLE)
+        if any(folder.glob("*.bin")):
+            raise UserError(f"{folder}: only .bin weights, which are not read; convert them to safetensors")
+        raise UserError(f"{folder}: neither {SINGLE} nor {INDEX}")
+    try:
+        place: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{index}: not an index of safetensors shards; download it again") from None
+    found: dict[str, Entry] = {}
+    for shard in sorted(set(place.values())):
+        if Path(shard).name != shard:
+            raise UserError(f"{index}: shard {shard!r} lies outside of the folder")
+        if not (folder / shard).is_file():
+            raise UserError(f"{folder / shard}: missing shard, named in {INDEX}; download it again")
+        for name, entry in read_header(folder / shard).items():
+            if name in found:
+                raise UserError(f"{entry.file}: tensor {name} is also in {found[name].file.name}")
+            found[name] = entry
+    for name, shard in place.items():
+        if name not in found or found[name].file.name != shard:
+            raise UserError(f"{folder / shard}: tensor {name} is not in it, though {INDEX} says so")
+    return found
+
+
+def read_rows(
+    stream_fd: int, entry: Entry, rows: slice | None = None, columns: slice | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Some rows and columns of a tensor, as blocks of at most 16 MB and at least one row.
+
+    The tensor counts as a matrix of its first dimension by all others. Where the wanted part of a row is at least a
+    page and at most half of it, only that part is read.
+
+    Yields:
+        The number of the block's first row, counted from the first wanted one, and the block `[rows, columns]`.
+    """
+    dtype = _known(entry)
+    height = entry.shape[0] if entry.shape else 1
+    width = math.prod(entry.shape[1:])
+    first, last, _ = (rows or slice(None)).indices(height)
+    left, right, _ = (columns or slice(None)).indices(width)
+    row_bytes = width * dtype.itemsize
+    part_bytes = (right - left) * dtype.itemsize
+    narrow = _PAGE <= part_bytes <= row_bytes // 2
+    step = max(1, _BLOCK // max(1, part_bytes if narrow else row_bytes))
+    for start in range(first, last, step):
+        count = min(step, last - start)
+        if narrow:
+            block = np.empty((count, right - left), dtype)
+            for row in range(count):
+                _read_into(stream_fd, entry, (start + row) * row_bytes + left * dtype.itemsize, block[row])
+        else:
+            block = np.empty((count, width), dtype)
+            _read_into(stream_fd, entry, start * row_bytes, block)
+            block = block[:, left:right]
+        yield start - first, block
+
+
+def read_tensor(entry: Entry) -> np.ndarray:
+    """A whole tensor.
+
+    Raises:
+        UserError: it is stored in a dtype that is not read.
+    """
+    array = np.empty(entry.shape, _known(entry))
+    with open(entry.file, "rb") as stream:
+        _read_into(stream.fileno(), entry, 0, array)
+    return array
+
+
+class Writer:
+    """Writes one file tensor by tensor; the header, and so every size, is known before the first.
+
+    Tensors are to be written in the order of `entries` after sorting by falling item size, which `order` gives:
+    readers that map the file want every tensor aligned to its own item size.
+    """
+
+    def __init__(self, file: Path, specs: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> None:
+        self.order = write_order(specs)
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name in self.order:
+            dtype, shape = specs[name]
+            end = offset + math.prod(shape) * dtype.itemsize
+            header[name] = {"dtype": _TO_CODE[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+            offset = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._specs = specs
+        self._waiting = list(reversed(self.order))
+        self._stream = open(file, "xb")  # noqa: SIM115 (closed by __exit__)
+        self._stream.write(len(text).to_bytes(8, "little") + text)
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Appends the next tensor; it must be the next in `order`, with the dtype and shape that were announced."""
+        if self._waiting.pop() != name or (array.dtype, array.shape) != self._specs[name]:
+            raise ValueError(f"{name}: not the tensor that was announced here")
+        self._stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._stream:
+            if kind is None:
+                if self._waiting:
+                    raise ValueError(f"{self._waiting[-1]} was announced and not written")
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
+
+
+def write_order(specs: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> Sequence[str]:
+    """Names by falling item size, otherwise in the order given."""
+    return sorted(specs, key=lambda name: -specs[name][0].itemsize)
+
+
+def _entry(name: str, fields: Mapping[str, Any], file: Path, data_start: int) -> Entry:
+    try:
+        code, shape, (start, end) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{file}: tensor {name} has a broken header entry; download it again") from None
+    dtype = _FROM_CODE.get(code)
+    if dtype is not None and end - start != math.prod(shape) * dtype.itemsize:
+        raise UserError(f"{file}: tensor {name} has {end - start} bytes for shape {shape} of {code}; download it again")
+    return Entry(name, code, dtype, shape, file, data_start + start, end - start)
+
+
+def _known(entry: Entry) -> np.dtype:
+    if entry.dtype is None:
+        raise UserError(
+            f"{entry.file}: tensor {entry.name} is stored as {entry.code}, which is not read; "
+            f"convert the checkpoint to float32, bfloat16 or float16"
+        )
+    return entry.dtype
+
+
+def _read_into(fd: int, entry: Entry, offset: int, array: np.ndarray) -> None:
+    view = array.reshape(-1).view(np.uint8).data
+    done = 0
+    while done < len(view):
+        # One system call moves at most 2 GB.
+        count = os.preadv(fd, [view[done:]], entry.offset + offset + done)
+        if count == 0:
+            raise UserError(f"{entry.file}: ended inside tensor {entry.name}; download it again")
+        done += count
