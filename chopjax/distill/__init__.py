@@ -1,0 +1,1 @@
+"""Losses that teach a chopped model, from tokens and from a teacher."""

@@ -1,0 +1,117 @@
+"""The training loss: next-token cross entropy, divergence from a teacher and z-loss, without a logits array."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from chopjax.distill import chunked
+from chopjax.errors import UserError
+
+Constrain = Callable[[Array, tuple[str | None, ...]], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Which losses are summed, and with what weight.
+
+    Attributes:
+        next_token: weight of the cross entropy with the next token.
+        kl: weight of T² · KL(teacher ‖ student), both softened by `temperature`. The factor T² keeps the size of its
+            gradient beside the other terms whatever T is (Hinton et al. 2015, arXiv:1503.02531, section 2).
+        temperature: T, by which the logits of both sides are divided in the KL term, and only there.
+        z_loss: weight of (log Σ exp logits)², which keeps logits from drifting (PaLM, arXiv:2204.02311, section 5).
+        chunk: tokens of the whole batch, over all devices, whose logits exist at one time.
+    """
+
+    next_token: float = 0.0
+    kl: float = 1.0
+    temperature: float = 1.0
+    z_loss: float = 0.0
+    chunk: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("next_token", "kl", "z_loss"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"loss.{name} is {getattr(self, name)}; give a weight of 0 or more")
+        if not self.next_token + self.kl > 0:
+            raise UserError("loss.next_token and loss.kl are both 0; give at least one of them a weight")
+        if not self.temperature > 0:
+            raise UserError(f"loss.temperature is {self.temperature}; give a number above 0")
+        if self.chunk < 1:
+            raise UserError(f"loss.chunk is {self.chunk}; give at least 1 token")
+
+
+def chunked_loss(
+    config: LossConfig,
+    hidden: Float[Array, "batch length embed"],
+    unembed: Float[Array, "embed vocab"],
+    labels: Int[Array, "batch length"],
+    weights: Float[Array, "batch length"],
+    teacher_hidden: Float[Array, "batch length teacher_embed"] | None = None,
+    teacher_unembed: Float[Array, "teacher_embed teacher_vocab"] | None = None,
+    *,
+    vocab_tokens: int | None = None,
+    shards: int = 1,
+    constrain: Constrain | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Sums of the losses over all tokens, each weighted by `weights`; divide by `weights.sum()` for a mean.
+
+    Logits are made for at most `config.chunk` tokens at a time, and never twice: when differentiated, the gradients
+    with respect to `hidden` and `unembed` are made in the pass that makes the loss. Products run in the dtype of
+    `hidden` and `unembed` and accumulate in float32, as does everything after them. There is no gradient to labels,
+    weights or teacher, nor through the parts.
+
+    A chunk holds the same number of positions of every row, or, where the batch has more rows than `chunk`, one
+    position of evenly spread rows; so each of the `shards` devices works on its own rows in every chunk, and a chunk
+    never holds less than one token of each. Positions added to fill the last chunk have weight 0.
+
+    Args:
+        config: weights of the terms and the size of a chunk.
+        hidden: the student's final hidden states, after the final norm, in the compute dtype.
+        unembed: the student's unembedding, in the compute dtype.
+        labels: the token that each position should predict.
+        weights: 1 where a prediction counts, else 0 (any non-negative numbers will do).
+        teacher_hidden: the teacher's final hidden states, in its own dtype; needed if `config.kl` is not 0.
+        teacher_unembed: the teacher's unembedding.
+        vocab_tokens: number of real tokens; later columns, which only pad a vocabulary, are left out of every softmax
+            on both sides. By default all columns that both sides have.
+        shards: number of equal parts in which the mesh holds the batch axis. The gradient of `unembed` is summed
+            apart in each and reduced over the mesh once, not in each chunk.
+        constrain: pins activations to the mesh by the names of their axes; needed only with `shards` above 1.
+
+    Returns:
+        total: float32 scalar, the weighted sum of the terms.
+        parts: float32 scalars `next_token`, `z_loss`, and with a teacher `kl` (T² included): what `total` adds up,
+            before the weights of the config.
+
+    Raises:
+        UserError: a KL term without a teacher, or `vocab_tokens` beyond either vocabulary.
+    """
+    if config.kl and teacher_hidden is None:
+        raise UserError(f"loss.kl is {config.kl} but there is no teacher; set loss.kl=0 or name a teacher")
+    width = unembed.shape[1]
+    if teacher_unembed is not None:
+        width = min(width, teacher_unembed.shape[1])
+    if vocab_tokens is not None and not 0 < vocab_tokens <= width:
+        raise UserError(f"the tokenizer has {vocab_tokens} tokens but a model has only {width} rows of vocabulary")
+    plan = chunked.Plan.make(config.chunk, hidden.shape[:2], shards)
+    terms = chunked.Terms(config.next_token, config.kl, config.temperature, config.z_loss, vocab_tokens or width)
+    teacher = None
+    if teacher_hidden is not None and teacher_unembed is not None:
+        teacher = (teacher_hidden, _fit_columns(teacher_unembed, unembed.shape[1]))
+        teacher = jax.lax.stop_gradient(teacher)
+    pin = constrain or _unpinned
+    return chunked.sums(terms, plan, pin, hidden, unembed, labels, weights.astype(jnp.float32), teacher)
+
+
+def _fit_columns(unembed: Float[Array, "embed old"], vocab: int) -> Float[Array, "embed vocab"]:
+    """Cuts off or adds columns, all of them padding, so that both sides' logits line up."""
+    added = max(0, vocab - unembed.shape[1])
+    return jnp.pad(unembed[:, :vocab], ((0, 0), (0, added))) if unembed.shape[1] != vocab else unembed
+
+
+def _unpinned(array: Array, axes: tuple[str | None, ...]) -> Array:
+    return array

@@ -1,0 +1,100 @@
+"""Meshes, and shardings on them, from the rules."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from chopjax.axes import unflatten
+from chopjax.models.config import ModelConfig
+from chopjax.models.parameters import declare
+from chopjax.sharding.rules import MESH_AXES, RULES, MeshConfig, assign
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh (data, fsdp, tensor) over the given devices, by default all there are.
+
+    Raises:
+        UserError: the sizes do not make up the devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = config.shape(len(devices))
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh([shape[name] for name in MESH_AXES], MESH_AXES, axis_types=types, devices=devices)
+
+
+def param_shardings(config: ModelConfig, mesh: Mesh | AbstractMesh, fallbacks: Sequence[str] = ()) -> dict[str, Any]:
+    """The sharding of every parameter of `config`, as the nested dict that its parameters are.
+
+    Raises:
+        UserError: a size does not divide and no fallback is permitted.
+    """
+    shardings = {}
+    for path, leaf in declare(config).items():
+        shardings[path] = NamedSharding(mesh, spec(leaf.axes, leaf.shape(config.sizes), mesh.shape, fallbacks, path))
+    return unflatten(shardings)
+
+
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """The sharding of arrays [batch, ...]: rows over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """The sharding of what every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def spec(
+    names: Sequence[str | None],
+    sizes: Sequence[int],
+    mesh_shape: Mapping[str, int],
+    fallbacks: Sequence[str] = (),
+    leaf: str = "activation",
+) -> PartitionSpec:
+    """`rules.assign` in JAX's form.
+
+    Raises:
+        UserError: a size does not divide and no fallback is permitted.
+    """
+    entries, _ = assign(names, sizes, mesh_shape, fallbacks, leaf)
+    return PartitionSpec(*(entry[0] if len(entry) == 1 else entry or None for entry in entries))
+
+
+@dataclasses.dataclass(frozen=True)
+class Constrain:
+    """Pins activations to a mesh by the names of their axes; call it as `constrain(array, ("batch", "length"))`.
+
+    The same rules and fallbacks as for parameters hold, so a head axis of an activation lies where the heads of its
+    kernel lie. A name may be None, for an axis that is held whole.
+
+    Attributes:
+        mesh: the mesh.
+        fallbacks: axes whose fallback is permitted.
+    """
+
+    mesh: Mesh | AbstractMesh
+    fallbacks: tuple[str, ...] = ()
+
+    def __call__(self, array: Array, names: tuple[str | None, ...]) -> Array:
+        """`array`, pinned.
+
+        Raises:
+            UserError: a size does not divide and no fallback is permitted.
+        """
+        pinned = NamedSharding(self.mesh, spec(names, array.shape, self.mesh.shape, self.fallbacks))
+        return jax.lax.with_sharding_constraint(array, pinned)
+
+    @property
+    def batch_shards(self) -> int:
+        """Parts in which the mesh holds the batch axis."""
+        return math.prod(self.mesh.shape[axis] for axis in RULES["batch"])
+
+
+def constrain(mesh: Mesh | AbstractMesh, fallbacks: Sequence[str] = ()) -> Constrain:
+    """What `models.decoder.forward` and `distill.losses.chunked_loss` take as `constrain`."""
+    return Constrain(mesh, tuple(fallbacks))

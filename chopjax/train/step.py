@@ -1,0 +1,261 @@
+"""The training step and the held-out step: pure functions of state, teacher and batch."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from chopjax.distill.losses import LossConfig, chunked_loss
+from chopjax.errors import UserError
+from chopjax.models import decoder
+from chopjax.models.config import ModelConfig
+from chopjax.sharding.mesh import Constrain, batch_sharding, param_shardings, replicated
+from chopjax.train import optimizers
+from chopjax.train.schedules import Schedule
+
+Batch = Mapping[str, Int[Array, "batch length"]]
+"""`tokens`, `segment_ids` (0 is padding) and `positions` of packed rows."""
+Params = dict[str, Any]
+Metrics = dict[str, Float[Array, ""]]
+ComputeDtype = Literal["float32", "bfloat16"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step changes.
+
+    Attributes:
+        step: number of steps done, int32.
+        params: float32 master parameters, nested dict.
+        opt_state: the optimizer's state.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """How a step is computed; none of it changes what is computed, up to rounding.
+
+    Attributes:
+        accumulate: micro-batches that a batch is worked through in.
+        compute_dtype: dtype of activations and matrix products of the student.
+        remat: which activations the backward pass makes again (`models.decoder.REMAT`).
+    """
+
+    accumulate: int = 1
+    compute_dtype: ComputeDtype = "bfloat16"
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise UserError(f"train.accumulate is {self.accumulate}; give at least 1")
+        for name, value, known in (
+            ("compute_dtype", self.compute_dtype, get_args(ComputeDtype)),
+            ("remat", self.remat, tuple(decoder.REMAT)),
+        ):
+            if value not in known:
+                raise UserError(f"train.{name} is {value!r}; give one of {', '.join(known)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """The student's and the teacher's architecture, and what they share.
+
+    Attributes:
+        student: the model that is trained.
+        teacher: the model that it learns from; None for none.
+        vocab_tokens: tokens of the tokenizer, where vocabularies are padded (see `distill.losses.chunked_loss`).
+        constrain: pins activations to a mesh; None on one device.
+    """
+
+    student: ModelConfig
+    teacher: ModelConfig | None = None
+    vocab_tokens: int | None = None
+    constrain: Constrain | None = None
+
+
+def labels_and_weights(
+    tokens: Int[Array, "batch length"], segment_ids: Int[Array, "batch length"]
+) -> tuple[Int[Array, "batch length"], Float[Array, "batch length"]]:
+    """The next token of each position, and 1 where it belongs to the same sequence (segment not 0), else 0."""
+    labels = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
+    following = jnp.pad(segment_ids[:, 1:], ((0, 0), (0, 1)))
+    return labels, ((following == segment_ids) & (segment_ids != 0)).astype(jnp.float32)
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; `params` become float32 masters."""
+    masters = _cast(params, jnp.float32)
+    return TrainState(jnp.zeros((), jnp.int32), masters, optimizer.init(masters))
+
+
+def make_step(
+    models: Models,
+    loss: LossConfig,
+    config: StepConfig,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+) -> Callable[[TrainState, Params | None, Batch], tuple[TrainState, Metrics]]:
+    """The training step, a pure function (state, teacher_params, batch) → (state, metrics).
+
+    The loss is the sum over all tokens that predict, divided by their number, whatever the number of micro-batches;
+    gradients of micro-batches are summed in float32. The masters are cast to the compute dtype once a step. The
+    teacher runs in the dtype that its parameters have, and only where the loss has a KL term.
+
+    Metrics, float32 scalars: `loss`; `next_token`, `z_loss` and `kl` a token, before their weights; `tokens` that
+    predict; `grad_norm` before clipping; `param_norm` after the update; `learning_rate` of this step.
+
+    Raises:
+        UserError: a KL term without a teacher.
+    """
+    if loss.kl and models.teacher is None:
+        raise UserError(f"loss.kl is {loss.kl} but there is no teacher; set loss.kl=0 or name a teacher")
+    uses_teacher = bool(loss.kl)
+
+    def sums(params: Params, teacher: Params | None, micro: Batch) -> tuple[Array, Metrics]:
+        return _sums(models, loss, config.remat, params, teacher if uses_teacher else None, micro)
+
+    def step(state: TrainState, teacher: Params | None, batch: Batch) -> tuple[TrainState, Metrics]:
+        params = _cast(state.params, jnp.dtype(config.compute_dtype))
+        gradients, total = _accumulate(sums, config.accumulate, params, teacher, batch)
+        tokens = total.pop("tokens")
+        count = jnp.maximum(tokens, 1.0)
+        gradients = jax.tree.map(lambda gradient: gradient / count, gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        new_params = optax.apply_updates(state.params, updates)
+        metrics = {name: value / count for name, value in total.items()} | {
+            "tokens": tokens,
+            "grad_norm": optax.tree.norm(gradients),
+            "param_norm": optax.tree.norm(new_params),
+            "learning_rate": schedule(state.step),
+        }
+        return TrainState(state.step + 1, new_params, opt_state), metrics
+
+    return step
+
+
+def make_evaluate_step(
+    models: Models, chunk: int, compute_dtype: ComputeDtype = "float32"
+) -> Callable[[Params, Params | None, Batch], Metrics]:
+    """The held-out step, a pure function (params, teacher_params, batch) → float32 sums over the batch's tokens.
+
+    `next_token` is the sum of the negative log-likelihoods in nats, `tokens` their number, and with a teacher `kl` the
+    sum of KL(teacher ‖ student), both unsoftened. Add up over batches, then divide.
+    """
+    loss = LossConfig(next_token=1.0, kl=float(models.teacher is not None), chunk=chunk)
+
+    def step(params: Params, teacher: Params | None, batch: Batch) -> Metrics:
+        _, total = _sums(models, loss, "none", _cast(params, jnp.dtype(compute_dtype)), teacher, batch)
+        return {name: total[name] for name in ("next_token", "kl", "tokens") if name in total}
+
+    return step
+
+
+def state_shardings(
+    model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, fallbacks: Sequence[str] = ()
+) -> TrainState:
+    """A `TrainState` of shardings: parameters by the rules, the optimizer's state like its parameters."""
+    params = param_shardings(model, mesh, fallbacks)
+    whole = replicated(mesh)
+    opt_state = optimizers.state_shardings(optimizer, decoder.abstract_params(model), params, whole)
+    return TrainState(whole, params, opt_state)
+
+
+def compile_step(
+    step: Callable[[TrainState, Params | None, Batch], tuple[TrainState, Metrics]],
+    shardings: TrainState,
+    teacher_shardings: Any,
+    mesh: Mesh,
+) -> jax.stages.Wrapped:
+    """`step` under `jax.jit` with its shardings; the given state's memory is used again for the new one.
+
+    Args:
+        step: what `make_step` returned, its activations pinned to the same mesh.
+        shardings: of the state, as from `state_shardings`.
+        teacher_shardings: of the teacher's parameters; None without a teacher.
+        mesh: the mesh, over which the rows of a batch are spread.
+    """
+    return jax.jit(
+        step,
+        in_shardings=(shardings, teacher_shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def compile_evaluate_step(
+    step: Callable[[Params, Params | None, Batch], Metrics], shardings: Any, teacher_shardings: Any, mesh: Mesh
+) -> jax.stages.Wrapped:
+    """What `make_evaluate_step` returned, under `jax.jit` with the shardings of student and teacher parameters."""
+    return jax.jit(
+        step, in_shardings=(shardings, teacher_shardings, batch_sharding(mesh)), out_shardings=replicated(mesh)
+    )
+
+
+def _sums(
+    models: Models, loss: LossConfig, remat: str, params: Params, teacher: Params | None, batch: Batch
+) -> tuple[Array, Metrics]:
+    """The total loss of a micro-batch, and sums for reports: `loss`, its parts, and `tokens`."""
+    labels, weights = labels_and_weights(batch["tokens"], batch["segment_ids"])
+    pins = {"constrain": models.constrain} if models.constrain else {}
+    inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
+    hidden = decoder.forward(models.student, params, *inputs, remat=remat, **pins).hidden
+    targets = None, None
+    if models.teacher is not None and teacher is not None:
+        targets = jax.lax.stop_gradient(
+            (
+                decoder.forward(models.teacher, teacher, *inputs, **pins).hidden,
+                decoder.unembedding(models.teacher, teacher),
+            )
+        )
+    total, parts = chunked_loss(
+        loss,
+        hidden,
+        decoder.unembedding(models.student, params),
+        labels,
+        weights,
+        *targets,
+        vocab_tokens=models.vocab_tokens,
+        shards=models.constrain.batch_shards if models.constrain else 1,
+        constrain=models.constrain,
+    )
+    return total, {"loss": jax.lax.stop_gradient(total), "tokens": jnp.sum(weights), **parts}
+
+
+def _accumulate(
+    sums: Callable[[Params, Params | None, Batch], tuple[Array, Metrics]],
+    accumulate: int,
+    params: Params,
+    teacher: Params | None,
+    batch: Batch,
+) -> tuple[Params, Metrics]:
+    """Float32 gradients and sums of a batch, micro-batch by micro-batch."""
+
+    def one(micro: Batch) -> tuple[Params, Metrics]:
+        gradients, total = jax.grad(sums, has_aux=True)(params, teacher, micro)
+        return _cast(gradients, jnp.float32), total
+
+    if accumulate == 1:
+        return one(batch)
+    rows = batch["tokens"].shape[0]
+    if rows % accumulate:
+        raise UserError(f"train.batch of {rows} rows is not divisible by train.accumulate={accumulate}; change one")
+    # Micro-batch i has the rows i, i + accumulate, ...: each device keeps its own rows.
+    micros = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1), dict(batch))
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jax.tree.map(lambda x: x[0], micros))
+    )
+    return jax.lax.scan(lambda carry, micro: (jax.tree.map(jnp.add, carry, one(micro)), None), zeros, micros)[0]
+
+
+def _cast(tree: Any, dtype: jax.typing.DTypeLike) -> Any:
+    return jax.tree.map(lambda x: x.astype(dtype), tree)

@@ -1,0 +1,43 @@
+"""Meshes of host devices and pinned activations."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from chopjax.errors import UserError
+from chopjax.sharding.mesh import batch_sharding, constrain, make_mesh, spec
+from chopjax.sharding.rules import MeshConfig
+
+MESH = MeshConfig(data=2, fsdp=2, tensor=2)
+
+
+def test_mesh_has_auto_axes_over_given_devices() -> None:
+    mesh = make_mesh(MeshConfig(tensor=2), jax.devices()[:4])
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 2}
+    assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+
+
+def test_spec() -> None:
+    assert spec(("batch", "length", "mlp"), (4, 3, 6), {"data": 2, "fsdp": 2, "tensor": 2}) == P(
+        ("data", "fsdp"), None, "tensor"
+    )
+
+
+def test_constrain_pins() -> None:
+    mesh = make_mesh(MESH)
+    pin = constrain(mesh, ("kv_heads",))
+    q = jax.jit(lambda x: pin(x, ("batch", "length", "kv_heads", "q_per_kv", "head_dim")))(jnp.ones((8, 3, 3, 4, 5)))
+    assert q.sharding.spec == P(("data", "fsdp"), None, None, "tensor")
+    vocab = jax.jit(lambda x: pin(x, (None, "vocab")))(jnp.ones((6, 4)))
+    assert vocab.sharding.spec == P(None, "tensor")
+    assert pin.batch_shards == 4
+    assert batch_sharding(mesh).shard_shape((8, 3)) == (2, 3)
+
+
+def test_constrain_refuses_instead_of_replicating() -> None:
+    pin = constrain(make_mesh(MESH))
+    with pytest.raises(UserError, match="axis kv_heads of size 3"):
+        jax.eval_shape(lambda x: pin(x, ("batch", "kv_heads")), jnp.ones((4, 3)))
+    with pytest.raises(UserError, match="axis batch of size 6"):
+        jax.eval_shape(lambda x: pin(x, ("batch", "length")), jnp.ones((6, 3)))
