@@ -52,8 +52,17 @@ def within(config: Any, section: str, low: float, high: float, *names: str) -> N
 
 
 def fields(config: Any, section: str) -> dict[str, Any]:
-    """The fields of a config as `{"section.name": value}`."""
-    return {f"{section}.{field.name}": getattr(config, field.name) for field in dataclasses.fields(config)}
+    """The fields of a config as `{"section.name": value}`, those of a config inside it beside its own."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        flat |= fields(value, section) if dataclasses.is_dataclass(value) else {f"{section}.{alias(field)}": value}
+    return flat
+
+
+def alias(field: dataclasses.Field) -> str:
+    """The name under which a person sets a field: its own, unless its metadata has an `alias`."""
+    return field.metadata.get("alias", field.name)
 
 
 def near(name: str, known: Collection[str], listed: Collection[str] = ()) -> str:

@@ -18,7 +18,7 @@ from chopjax.distill.config import LossConfig
 from chopjax.errors import UserError
 from chopjax.evaluate.config import EvaluateConfig
 from chopjax.hf.config import ExportConfig
-from chopjax.sharding.config import MeshConfig
+from chopjax.sharding.rules import MeshConfig
 from chopjax.train.config import OptimizerConfig, TrainConfig
 
 # Fields that say how a run is watched, laid out or kept, and cannot change what it learns beyond the order of sums.
@@ -63,15 +63,18 @@ class Settings:
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
 
-    def dotted(self, *sections: str) -> dict[str, Any]:
-        """The fields of the named sections, or of all, as JSON-able `{"train.steps": 200}`."""
+    def fields(self, *sections: str) -> dict[str, Any]:
+        """The fields of the named sections, or of all, as `{"train.steps": 200}`."""
         flat: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             section, value = section_of(field.name), getattr(self, field.name)
-            if sections and section not in sections:
-                continue
-            flat |= checks.fields(value, section) if dataclasses.is_dataclass(value) else {field.name: value}
-        return {name: _plain(value) for name, value in flat.items()}
+            if not sections or section in sections:
+                flat |= checks.fields(value, section) if dataclasses.is_dataclass(value) else {field.name: value}
+        return flat
+
+    def dotted(self, *sections: str) -> dict[str, Any]:
+        """`fields`, as JSON can hold them."""
+        return {name: _plain(value) for name, value in self.fields(*sections).items()}
 
     def identity(self, *sections: str) -> dict[str, Any]:
         """`dotted`, without the fields that cannot change what is learnt."""
@@ -104,42 +107,47 @@ def from_mapping(config: Mapping[str, Any]) -> Settings:
         UserError: an unknown field, a value of the wrong type, or one that its room refuses.
     """
     hints = typing.get_type_hints(Settings)
-    sections = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     _refuse_unknown(config, {section_of(name) for name in hints}, "config")
+    known = [name.rpartition(".") for name in Settings().dotted()]
     values: dict[str, Any] = {}
     for name, hint in hints.items():
         section = section_of(name)
         if section not in config:
             continue
-        if name in sections:
-            values[name] = _dataclass(typing.cast(type, hint), config[section], section)
+        if dataclasses.is_dataclass(hint):
+            _refuse_unknown(config[section], [field for place, _, field in known if place == section], section)
+            values[name] = _from_section(typing.cast(type, hint), config[section], section)
         else:
             values[name] = _coerce(config[name], hint, name)
-    for section in {section_of(name) for name in sections} & set(config):
-        known = {field.name for name, cls in sections.items() if section_of(name) == section for field in _fields(cls)}
-        _refuse_unknown(config[section], known, section)
     return Settings(**values)
+
+
+def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"train.steps": 200}` as `{"train": {"steps": 200}}`."""
+    tree: dict[str, Any] = {}
+    for name, value in dotted.items():
+        section, _, field = name.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[field] = value
+    return tree
 
 
 def write(settings: Settings) -> pathlib.Path:
     """Writes the resolved config to `WORKDIR/config.json`, atomically; `from_mapping` reads it back."""
-    nested: dict[str, Any] = {}
-    for name, value in settings.dotted().items():
-        section, _, field = name.rpartition(".")
-        (nested.setdefault(section, {}) if section else nested)[field] = value
     path = pathlib.Path(settings.workdir) / "config.json"
-    files.write_json(path, nested)
+    files.write_json(path, nested(settings.dotted()))
     return path
 
 
-def _dataclass(cls: type, section: Mapping[str, Any], name: str) -> Any:
-    hints = typing.get_type_hints(cls)
-    present = [field.name for field in _fields(cls) if field.name in section]
-    return cls(**{field: _coerce(section[field], hints[field], f"{name}.{field}") for field in present})
-
-
-def _fields(cls: Any) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(cls)
+def _from_section(cls: type, section: Mapping[str, Any], name: str) -> Any:
+    """A config, and the configs inside it, from the one section that holds the fields of all of them."""
+    hints, values = typing.get_type_hints(cls), {}
+    for field in dataclasses.fields(cls):
+        hint, key = hints[field.name], checks.alias(field)
+        if dataclasses.is_dataclass(hint):
+            values[field.name] = _from_section(typing.cast(type, hint), section, name)
+        elif key in section:
+            values[field.name] = _coerce(section[key], hint, f"{name}.{key}")
+    return cls(**values)
 
 
 def _refuse_unknown(given: Iterable[str], known: Collection[str], where: str) -> None:
@@ -161,7 +169,7 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         element = arguments[0] if arguments else Any
         return tuple(_coerce(item, element, f"{name}[{index}]") for index, item in enumerate(value))
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        _refuse_unknown(value, {field.name for field in _fields(hint)}, name)
+        _refuse_unknown(value, {field.name for field in dataclasses.fields(hint)}, name)
         inner = typing.get_type_hints(hint)
         return typing.cast(type, hint)(
             **{key: _coerce(item, inner[key], f"{name}.{key}") for key, item in value.items()}

@@ -1,10 +1,17 @@
-"""How long and how to train. `TrainConfig` and `OptimizerConfig` are both set under `train` in a config."""
+"""How long and how to train; imports without jax.
+
+All fields are set flat under `train` in a config, some under the name that their metadata calls `alias`: the name of
+the optimizer is `train.optimizer`, the kind of the schedule is `train.schedule`.
+"""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 from chopjax import checks
 from chopjax.errors import UserError
+
+OptimizerName = Literal["adamw", "lion"]
+ScheduleKind = Literal["constant", "cosine", "wsd"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,42 +47,83 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         checks.choices(self, "train")
-        checks.at_least(self, "train", 1, "batch", "accumulate", "log_every", "keep")
-        checks.at_least(self, "train", 0, "steps", "steps_before_chop", "evaluate_every", "save_every", "keep_best")
+        checks.at_least(self, "train", 1, "steps", "batch", "accumulate", "log_every", "keep")
+        checks.at_least(self, "train", 0, "steps_before_chop", "evaluate_every", "save_every", "keep_best")
         if self.batch % self.accumulate:
             raise UserError(f"train.batch is {self.batch}, which train.accumulate = {self.accumulate} does not divide")
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """The optimizer and its schedule; set under `train` in a config.
+class ScheduleConfig:
+    """A learning rate for each step from 0.
 
     Attributes:
-        learning_rate: peak of the schedule.
-        warmup_steps: steps of the linear rise from 0 to the peak.
-        schedule: after the warm-up: a cosine to `final_fraction`, a plateau that decays linearly in the last
-            `decay_fraction` of the steps (`wsd`), or the peak throughout.
-        final_fraction: learning rate at the last step, as a share of the peak.
-        decay_fraction: share of the steps in which `wsd` decays.
-        optimizer: the update rule.
-        b1: decay of the first moment.
-        b2: decay of the second moment; for Lion, of the momentum.
-        weight_decay: decoupled decay of matrices and tables; norms and biases have none.
-        clip: largest global norm of a gradient; 0 for no clipping.
+        kind: what follows the warm-up. `constant` stays at the peak; `cosine` falls along half a cosine until the
+            last step; `wsd` stays and then falls linearly (Hu et al. 2024, arXiv:2404.06395, section 4.2).
+        learning_rate: the peak.
+        steps: steps of the run.
+        warmup_steps: steps of the linear rise; step 0 already has a share of 1 / warmup_steps.
+        final_fraction: learning rate at the end, as a fraction of the peak (`cosine`, `wsd`).
+        decay_fraction: share of `steps` in which `wsd` falls.
     """
 
+    kind: ScheduleKind = dataclasses.field(default="cosine", metadata={"alias": "schedule"})
     learning_rate: float = 1e-4
-    warmup_steps: int = 100
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    steps: int = 1000
+    warmup_steps: int = 0
     final_fraction: float = 0.1
     decay_fraction: float = 0.2
-    optimizer: Literal["adamw", "lion"] = "adamw"
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(ScheduleKind):
+            raise UserError(f"train.schedule is {self.kind!r}; give one of {', '.join(get_args(ScheduleKind))}")
+        if self.steps < 1:
+            raise UserError(f"train.steps is {self.steps}; give at least 1")
+        if not self.learning_rate >= 0:
+            raise UserError(f"train.learning_rate is {self.learning_rate}; give a number of 0 or more")
+        for name in ("final_fraction", "decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"train.{name} is {getattr(self, name)}; give a fraction from 0 to 1")
+        if not 0 <= self.warmup_steps <= self.steps - self.decay_steps:
+            raise UserError(
+                f"train.warmup_steps is {self.warmup_steps}, but {self.steps} steps less the decay leave only "
+                f"{self.steps - self.decay_steps}; warm up for fewer steps"
+            )
+
+    @property
+    def decay_steps(self) -> int:
+        """Steps at the end in which `wsd` falls."""
+        return round(self.decay_fraction * self.steps) if self.kind == "wsd" else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How gradients become updates.
+
+    Attributes:
+        name: `adamw` (Loshchilov & Hutter 2019, arXiv:1711.05101) or `lion` (Chen et al. 2023, arXiv:2302.06675).
+        schedule: learning rate by step.
+        b1: decay of the mean of gradients.
+        b2: decay of the mean of squared gradients (`adamw`), or of the mean kept from step to step (`lion`).
+        eps: added to the root of the mean square; unused by `lion`.
+        weight_decay: share of a weight, times the learning rate, that is taken off each step; matrices and tables only.
+        clip: greatest global norm of the gradient; 0 for no limit.
+    """
+
+    name: OptimizerName = dataclasses.field(default="adamw", metadata={"alias": "optimizer"})
+    schedule: ScheduleConfig = ScheduleConfig()
     b1: float = 0.9
     b2: float = 0.95
+    eps: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        checks.choices(self, "train")
-        checks.at_least(self, "train", 0, "learning_rate", "warmup_steps", "weight_decay", "clip")
-        checks.within(self, "train", 0, 1, "final_fraction", "decay_fraction", "b1", "b2")
+        if self.name not in get_args(OptimizerName):
+            raise UserError(f"train.optimizer is {self.name!r}; give one of {', '.join(get_args(OptimizerName))}")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"train.{name} is {getattr(self, name)}; give a number from 0 to below 1")
+        for name in ("weight_decay", "clip", "eps"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"train.{name} is {getattr(self, name)}; give a number of 0 or more")
