@@ -1,0 +1,187 @@
+"""Bad folders are refused at opening, in one line that names the file or tensor."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hf.plain_checkpoints import SMALL, plain_checkpoint
+
+from chopjax.errors import UserError
+from chopjax.hf.checkpoint import open_checkpoint
+from chopjax.hf.reading import load_params
+from chopjax.hf.safetensors import DTYPES, INDEX, Writer, read_header, read_tensor
+
+Tensors = dict[str, np.ndarray]
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Sets keys of config.json."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def edit_tensors(folder: Path, change: Callable[[Tensors], None]) -> None:
+    """Rewrites model.safetensors after `change` has altered the dict of its tensors."""
+    file = folder / "model.safetensors"
+    tensors = {name: read_tensor(entry) for name, entry in read_header(file).items()}
+    change(tensors)
+    file.unlink()
+    with Writer(file, {name: (array.dtype, array.shape) for name, array in tensors.items()}) as writer:
+        for name in writer.order:
+            writer.write(name, tensors[name])
+
+
+def refused(folder: Path | str, *words: str) -> None:
+    """Opening is refused in one line with all the words."""
+    with pytest.raises(UserError) as caught:
+        open_checkpoint(folder)
+    line = str(caught.value)
+    assert "\n" not in line
+    for word in words:
+        assert word in line, line
+
+
+def test_opens_single_and_sharded_alike(tmp_path: Path) -> None:
+    one = open_checkpoint(plain_checkpoint(tmp_path / "one"))
+    many = open_checkpoint(plain_checkpoint(tmp_path / "many", max_shard_bytes=9_000))
+    assert (tmp_path / "many" / INDEX).is_file()
+    assert one.config == many.config == SMALL
+    assert {n: e.shape for n, e in one.tensors.items()} == {n: e.shape for n, e in many.tensors.items()}
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    refused(tmp_path / "absent", "absent", "no such folder", "hub id")
+    refused(tmp_path, "config.json", "missing")
+    # Tests run with the hub out of reach.
+    refused("nobody/nothing", "nobody/nothing", "no such folder", "hub")
+
+
+def test_config_not_json(tmp_path: Path) -> None:
+    plain_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    refused(tmp_path, "config.json", "not valid JSON")
+
+
+def test_unsupported_architecture_is_named_with_those_supported(tmp_path: Path) -> None:
+    plain_checkpoint(tmp_path)
+    edit_config(tmp_path, model_type="mamba", architectures=["MambaForCausalLM"])
+    refused(tmp_path, "mamba", "MambaForCausalLM", "LlamaForCausalLM", "NemotronForCausalLM", "Qwen3ForCausalLM")
+    edit_config(tmp_path, model_type="llama", architectures=["LlamaForSequenceClassification"])
+    refused(tmp_path, "LlamaForSequenceClassification")
+
+
+def test_missing_shard(tmp_path: Path) -> None:
+    plain_checkpoint(tmp_path, max_shard_bytes=9_000)
+    shard = sorted(tmp_path.glob("model-*"))[1]
+    shard.unlink()
+    refused(tmp_path, shard.name, "missing shard")
+
+
+def test_index_that_lies(tmp_path: Path) -> None:
+    plain_checkpoint(tmp_path, max_shard_bytes=9_000)
+    index = json.loads((tmp_path / INDEX).read_text())
+    index["weight_map"]["model.norm.weight"] = index["weight_map"]["model.embed_tokens.weight"]
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    refused(tmp_path, "model.norm.weight", INDEX)
+    index["weight_map"]["model.norm.weight"] = "../outside.safetensors"
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    refused(tmp_path, "outside of the folder")
+
+
+@pytest.mark.parametrize("size", [0, 4, 200, -1])
+def test_truncated(tmp_path: Path, size: int) -> None:
+    plain_checkpoint(tmp_path)
+    file = tmp_path / "model.safetensors"
+    data = file.read_bytes()
+    file.write_bytes(data[:size])
+    refused(tmp_path, "model.safetensors", "download it again")
+
+
+def test_only_bin(tmp_path: Path) -> None:
+    plain_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    refused(tmp_path, ".bin", "safetensors")
+    (tmp_path / "pytorch_model.bin").unlink()
+    refused(tmp_path, "neither")
+
+
+def test_float8(tmp_path: Path) -> None:
+    plain_checkpoint(tmp_path)
+    file = tmp_path / "model.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["model.norm.weight"]["dtype"] = "F8_E4M3"
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    refused(tmp_path, "model.norm.weight", "F8_E4M3", "bfloat16")
+
+
+def test_tensor_missing_unknown_or_misshapen(tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+
+    def drop(tensors: Tensors) -> None:
+        del tensors[name]
+
+    def add(tensors: Tensors) -> None:
+        tensors["model.layers.0.self_attn.q_proj.bias"] = np.zeros(24, np.float32)
+
+    def cut(tensors: Tensors) -> None:
+        tensors[name] = tensors[name][:-1]
+
+    edit_tensors(plain_checkpoint(tmp_path / "a"), drop)
+    refused(tmp_path / "a", name, "missing")
+    edit_tensors(plain_checkpoint(tmp_path / "b"), add)
+    refused(tmp_path / "b", "unknown tensor model.layers.0.self_attn.q_proj.bias")
+    edit_tensors(plain_checkpoint(tmp_path / "c"), cut)
+    refused(tmp_path / "c", name, "(18, 36)", "(19, 36)")
+
+
+def test_useless_tensors_are_passed_over(tmp_path: Path) -> None:
+    def add(tensors: Tensors) -> None:
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(3, np.float32)
+
+    edit_tensors(plain_checkpoint(tmp_path), add)
+    assert not any("inv_freq" in name for name in open_checkpoint(tmp_path).tensors)
+
+
+def test_tied_head_must_equal_the_embedding(tmp_path: Path) -> None:
+    plain_checkpoint(tmp_path, replace(SMALL, tied=True))
+
+    def equal(tensors: Tensors) -> None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+
+    def different(tensors: Tensors) -> None:
+        tensors["lm_head.weight"][-1, -1] += 1
+
+    edit_tensors(tmp_path, equal)
+    assert "lm_head.weight" not in open_checkpoint(tmp_path).tensors
+    edit_tensors(tmp_path, different)
+    refused(tmp_path, "lm_head.weight", "differs", "tie_word_embeddings")
+    edit_config(tmp_path, tie_word_embeddings=False)
+    assert "lm_head.weight" in open_checkpoint(tmp_path).tensors
+
+
+def test_untied_head_missing(tmp_path: Path) -> None:
+    plain_checkpoint(tmp_path, replace(SMALL, tied=True))
+    edit_config(tmp_path, tie_word_embeddings=False)
+    refused(tmp_path, "lm_head.weight", "tie_word_embeddings")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_not_finite_is_named(tmp_path: Path, dtype: str, value: float) -> None:
+    plain_checkpoint(tmp_path, dtype=dtype)
+
+    def spoil(tensors: Tensors) -> None:
+        tensors["model.layers.2.self_attn.k_proj.weight"][3, 5] = value
+
+    edit_tensors(tmp_path, spoil)
+    checkpoint = open_checkpoint(tmp_path)
+    with pytest.raises(UserError, match=r"model\.layers\.2\.self_attn\.k_proj\.weight holds NaN or infinity"):
+        load_params(checkpoint)
+    assert load_params(checkpoint, check_finite=False)
