@@ -118,8 +118,8 @@ class Batches(Iterator[Batch]):
         if batch < 1 or batch % process_count:
             raise UserError(f"train.batch is {batch}; it must be a multiple of the {process_count} processes")
         self.batch = batch
-        self.digest = mixture_digest(mixture, seed)
         self._dataset = mixture_dataset(mixture, seed)
+        self.digest = mixture_digest(mixture, seed)
         self._process = (process_index, process_count)
         self._threads = min(threads, prefetch)
         self._options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=prefetch)

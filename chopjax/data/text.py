@@ -60,7 +60,7 @@ def _text_file(path: pathlib.Path, field: str) -> Iterator[str]:
 def _json_lines(path: pathlib.Path, field: str) -> Iterator[str]:
     with _open(path) as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
+            if line := line.strip():
                 yield _json_text(line, field, f"{path}, line {number}")
 
 
@@ -70,7 +70,7 @@ def _json_text(data: bytes, field: str, where: str) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8; convert the file") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not valid JSON ({error.msg} at column {error.colno})") from error
+        raise UserError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from error
     if not isinstance(record, dict):
         raise UserError(f"{where}: a JSON object is wanted, not {type(record).__name__}")
     if field not in record:
