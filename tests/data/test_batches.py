@@ -95,7 +95,7 @@ def test_the_order_follows_the_seed_and_nothing_else(mixture):
 
 def test_the_order_stays_the_same_from_release_to_release(mixture):
     # Written down once: a library that shuffles or mixes otherwise would change what resumed runs read.
-    assert first_rows(mixture, 12, seed=17) == [7, 114, 28, ... 18, 251, ...]
+    assert first_rows(mixture, 12, seed=17) == [7, 114, 28, 214, 18, 251, 6, 204, 14, 103, 26, 239]
 
 
 @settings(max_examples=15, deadline=None)
