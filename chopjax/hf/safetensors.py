@@ -33,7 +33,7 @@ _TO_CODE = {dtype: code for _, code, dtype in _DTYPES}
 # Bits of the exponent, all of them set in NaN and in both infinities, and nowhere else.
 _EXPONENT = {DTYPES["float32"]: 0x7F800000, DTYPES["bfloat16"]: 0x7F80, DTYPES["float16"]: 0x7C00}
 _MAX_HEADER = 100_000_000
-_BLOCK = 16 * 2**20
+_BLOCK = 4 * 2**20
 _PAGE = 4096
 
 
@@ -129,7 +129,7 @@ def read_folder(folder: Path) -> dict[str, Entry]:
 def read_rows(
     stream_fd: int, entry: Entry, rows: slice | None = None, columns: slice | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Some rows and columns of a tensor, as blocks of at most 16 MB and at least one row.
+    """Some rows and columns of a tensor, as blocks of at most 4 MB and at least one row.
 
     The tensor counts as a matrix of its first dimension by all others. Where the wanted part of a row is at least a
     page and at most half of it, only that part is read.
