@@ -42,6 +42,15 @@ class Plan:
         """For each student layer, the source layer that it was."""
         return self.kept["layers"].tolist() if "layers" in self.kept else list(range(self.source["layers"]))
 
+    def of_layer(self, layer: int) -> "Plan":
+        """The same plan for one student layer alone, as a model of one layer; `layers` itself is not cut in it."""
+        kept = {
+            axis: indices[layer : layer + 1] if "layers" in AROUND[axis] else indices
+            for axis, indices in self.kept.items()
+            if axis != "layers"
+        }
+        return Plan({**self.source, "layers": 1}, kept)
+
     def to_json(self) -> str:
         """The text of `plan.json`."""
         body = {

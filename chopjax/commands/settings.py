@@ -31,6 +31,8 @@ WITHOUT_EFFECT = frozenset(
         "train.save_every",
         "train.keep",
         "train.keep_best",
+        "train.tensorboard",
+        "train.wandb",
         "data.threads",
         "data.prefetch",
         "data.allow_changed",

@@ -24,6 +24,7 @@ class Tokenizer:
     Attributes:
         encode: texts to lists of ids. Special tokens that are spelled out in a text are read as such, as
             `transformers` does.
+        decode: ids to text, special tokens spelled out.
         vocab: one more than the highest id.
         digest: of the tokens, their ids and the merges; equal digests mean that ids have the same meaning.
         splitting: of how text is normalised and split before that; rows depend on it, the meaning of ids does not.
@@ -34,6 +35,7 @@ class Tokenizer:
     """
 
     encode: Encode
+    decode: Callable[[Sequence[int]], str]
     vocab: int
     digest: str
     splitting: str
@@ -102,6 +104,7 @@ def _from_core(core: tokenizers.Tokenizer, raw: dict[str, Any], folder: pathlib.
     model = raw.get("model", {})
     return Tokenizer(
         encode=encode,
+        decode=lambda ids: core.decode(list(ids), skip_special_tokens=False),
         vocab=max(tokens.values()) + 1,
         digest=files.digest({"tokens": tokens, "merges": _merges(model), "scores": _scores(model)}),
         splitting=files.digest({key: raw.get(key) for key in ("normalizer", "pre_tokenizer")}),

@@ -44,6 +44,12 @@ def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
+def place_batch(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, Array]:
+    """A batch on the mesh, made of this process's consecutive share of its rows."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

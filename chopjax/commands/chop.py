@@ -1,0 +1,77 @@
+"""The plan applied file to file, without a device and one tensor at a time: the folder `WORKDIR/student/`."""
+
+import functools
+import pathlib
+
+import numpy as np
+
+from chopjax.chop.apply import chop_config, gather
+from chopjax.chop.plan import Plan
+from chopjax.commands import plan as planning
+from chopjax.commands import score
+from chopjax.commands.run import STUDENT, Run, begin
+from chopjax.commands.settings import Settings
+from chopjax.commands.stages import Stage
+from chopjax.hf.card import model_card
+from chopjax.hf.checkpoint import Checkpoint
+from chopjax.hf.families import Tensor, target_family
+from chopjax.hf.reading import read_leaf
+from chopjax.hf.writing import LazyTensor, export_dtype, write_checkpoint
+
+STAGE = Stage("chop", (STUDENT,))
+
+
+def main(chosen: Settings) -> None:
+    """Scores and plans if that is not done, then chops."""
+    run = begin(chosen)
+    if score.needed(run):
+        score.make(run)
+    planning.make(run)
+    make(run)
+
+
+def make(run: Run) -> None:
+    """Writes the chopped model, not yet healed, in the source's own dtypes."""
+    inputs = {"source": run.source_print, "plan": run.stages.digest("plan")}
+    inputs["export.max_shard"] = str(run.settings.export.max_shard)
+    run.stage(STAGE, inputs, functools.partial(_work, run))
+
+
+def _work(run: Run) -> None:
+    if run.writer:
+        chop_files(run.source, run.plan, run.workdir / STUDENT, run.settings.export.max_shard)
+
+
+def chop_files(source: Checkpoint, plan: Plan, folder: pathlib.Path, max_shard_bytes: int) -> None:
+    """Streams a checkpoint through a plan into another: one source tensor at a time is in memory.
+
+    Raises:
+        UserError: stock transformers could not load the result; `folder` exists; a tensor holds NaN or infinity.
+    """
+    config = chop_config(source.config, plan)
+    family, note = target_family(source.family, config)
+    tensors = [
+        LazyTensor(
+            tensor.name,
+            export_dtype(source, tensor.path, None),
+            tensor.shape,
+            functools.partial(_chopped, source, plan, tensor),
+        )
+        for tensor in family.tensors(config)
+    ]
+    lines = planning.describe(plan)
+    card = model_card(source.source, config, source.config, lines, notes=[note] if note else [])
+    raw = family.config_to_hf(config, source.raw_config, source.dtype)
+    write_checkpoint(folder, tensors, raw, source.folder, card, max_shard_bytes)
+
+
+def _chopped(source: Checkpoint, plan: Plan, tensor: Tensor) -> np.ndarray:
+    """One tensor of the student, in the shape that it has in the file."""
+    index = [slice(None)] * len(tensor.leaf.axes)
+    if tensor.layer is None:
+        return tensor.to_file(gather(read_leaf(source, tensor.path), tensor.leaf, plan))
+    at = tensor.leaf.axes.index("layers")
+    layer = plan.layers[tensor.layer]
+    index[at] = slice(layer, layer + 1)
+    part = gather(read_leaf(source, tensor.path, index), tensor.leaf, plan.of_layer(tensor.layer))
+    return tensor.to_file(np.take(part, 0, axis=at))

@@ -1,0 +1,78 @@
+"""Teacher, chopped and healed model side by side: perplexity, divergence, and what they say."""
+
+import dataclasses
+import functools
+import json
+from typing import Any
+
+import jax
+
+from chopjax import files
+from chopjax.commands.run import Run, begin
+from chopjax.commands.settings import Settings
+from chopjax.commands.stages import Stage
+from chopjax.commands.watch import heldout
+from chopjax.data.tokenize import load_tokenizer
+from chopjax.errors import UserError
+from chopjax.evaluate.generate import generate
+from chopjax.hf.checkpoint import Checkpoint, open_checkpoint
+
+EVALUATION, SAMPLES = "evaluation.json", "samples.json"
+STAGE = Stage("evaluate", (EVALUATION, SAMPLES))
+
+
+def main(chosen: Settings) -> None:
+    """Evaluates the models of a run and prints the figures."""
+    run = begin(chosen)
+    make(run)
+    for name, figures in read(run).items():
+        kl = f", KL to the teacher {figures['kl']:.4f}" if figures["kl"] is not None else ""
+        run.say(f"evaluate: {name}: perplexity {figures['perplexity']:.4g} on {figures['tokens']:,} tokens{kl}")
+
+
+def make(run: Run) -> None:
+    """Writes `evaluation.json` and `samples.json`, from the folders that a user would load.
+
+    Raises:
+        UserError: nothing was exported yet.
+    """
+    inputs = run.settings.dotted("evaluate") | {"export": run.stages.digest("export"), "teacher": run.teacher_print}
+    run.stage(STAGE, inputs, functools.partial(_work, run))
+
+
+def read(run: Run) -> dict[str, dict[str, Any]]:
+    """Figures by model: `nll`, `perplexity`, `kl` and `tokens`."""
+    return json.loads((run.workdir / EVALUATION).read_text(encoding="utf-8"))
+
+
+def _work(run: Run) -> None:
+    if not run.data.heldout():
+        raise UserError("data.heldout_fraction is 0 and no source is held out; hold some text out to evaluate on")
+    teacher = run.load(run.teacher)
+    evaluations: dict[str, dict[str, Any]] = {}
+    samples = [{"prompt": prompt} for prompt in run.settings.evaluate.prompts]
+    for name, checkpoint in _models(run).items():
+        params = teacher if checkpoint is run.teacher else run.load(checkpoint)
+        against = None if checkpoint is run.teacher else teacher
+        evaluations[name] = dataclasses.asdict(heldout(run, checkpoint.config, params, against))
+        for sample, text in zip(samples, _texts(run, checkpoint, params), strict=True):
+            sample[name] = text
+    if run.writer:
+        files.write_json(run.workdir / EVALUATION, evaluations)
+        files.write_json(run.workdir / SAMPLES, samples)
+
+
+def _models(run: Run) -> dict[str, Checkpoint]:
+    return {"teacher": run.teacher, "chopped": run.student, "healed": open_checkpoint(run.export_folder)}
+
+
+def _texts(run: Run, checkpoint: Checkpoint, params: dict[str, Any]) -> list[str]:
+    chosen, tokenizer = run.settings.evaluate, load_tokenizer(run.source.folder)
+    if not chosen.prompts:
+        return []
+    before = [] if not tokenizer.adds_bos or tokenizer.bos is None else [tokenizer.bos]
+    prompts = [before + ids for ids in tokenizer.encode(chosen.prompts)]
+    ends = () if tokenizer.eos is None else (tokenizer.eos,)
+    key = jax.random.key(run.settings.seed)
+    said = generate(checkpoint.config, params, prompts, chosen.new_tokens, chosen.temperature, key, ends)
+    return [tokenizer.decode([token for token in tokens if token not in ends]) for tokens in said]

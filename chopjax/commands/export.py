@@ -1,0 +1,69 @@
+"""The healed model as a stock Hugging Face folder."""
+
+import functools
+from typing import Any
+
+from chopjax.commands import heal
+from chopjax.commands import plan as planning
+from chopjax.commands.run import EXPORT, Run, begin
+from chopjax.commands.settings import Settings
+from chopjax.commands.stages import Stage
+from chopjax.hf.card import model_card
+from chopjax.hf.families import target_family
+from chopjax.hf.writing import export_params
+from chopjax.report.reader import read_metrics
+
+STAGE = Stage("export", (EXPORT,))
+
+
+def main(chosen: Settings) -> None:
+    """Exports the newest checkpoint of a run that was trained."""
+    make(begin(chosen))
+
+
+def make(run: Run) -> None:
+    """Writes `export.folder`, streamed and atomically.
+
+    Raises:
+        UserError: the run was not trained yet; the folder is there and was not made by this run.
+    """
+    inputs = run.settings.dotted("export") | {"train": run.stages.digest("train")}
+    run.stage(STAGE, inputs, functools.partial(_work, run))
+
+
+def _work(run: Run) -> None:
+    chosen, config = run.settings.export, run.student.config
+    steps, params = heal.trained_params(run)
+    dtype = None if chosen.dtype == "source" else chosen.dtype
+    note = target_family(run.source.family, config)[1]
+    card = model_card(
+        run.settings.source,
+        config,
+        run.source.config,
+        planning.describe(run.plan),
+        _training(run, steps),
+        _losses(run),
+        [note] if note else [],
+    )
+    note = export_params(run.export_folder, params, config, run.source, dtype, chosen.max_shard, card)
+    run.say(f"export: {run.export_folder}" + (f" ({note})" if note else ""))
+
+
+def _training(run: Run, steps: int) -> dict[str, Any]:
+    settings = run.settings
+    terms = {"next-token loss": settings.loss.next_token, "KL to the teacher": settings.loss.kl}
+    return {
+        "steps": steps,
+        "tokens": steps * settings.train.batch * run.data.length,
+        "loss": " + ".join(f"{weight:g} · {term}" for term, weight in terms.items() if weight),
+        "teacher": settings.teacher or settings.source if settings.loss.kl else "none",
+        "learning rate": settings.optimizer.schedule.learning_rate,
+    }
+
+
+def _losses(run: Run) -> dict[str, float]:
+    """The last held-out figures, or where there are none the last training loss."""
+    lines = read_metrics(run.workdir / "metrics.jsonl")
+    heldout = [line for line in lines if "heldout_perplexity" in line]
+    chosen: dict[str, Any] = heldout[-1] if heldout else lines[-1] if lines else {}
+    return {name: value for name, value in chosen.items() if name.startswith("heldout_") or name == "loss"}

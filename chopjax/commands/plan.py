@@ -1,0 +1,97 @@
+"""What is kept on every axis, and why: `WORKDIR/plan.json`."""
+
+import functools
+import pathlib
+
+from chopjax import files
+from chopjax.chop.apply import chop_config
+from chopjax.chop.build import build_plan
+from chopjax.chop.plan import Plan, check_source
+from chopjax.commands import score
+from chopjax.commands.run import PLAN, Run, begin
+from chopjax.commands.settings import Settings
+from chopjax.commands.stages import Stage
+from chopjax.errors import UserError
+from chopjax.hf.families import target_family
+from chopjax.models.parameters import count
+
+STAGE = Stage("plan", (PLAN,))
+
+
+def main(chosen: Settings) -> None:
+    """Makes the plan, and the scores that it needs."""
+    run = begin(chosen)
+    if score.needed(run):
+        score.make(run)
+    make(run)
+
+
+def make(run: Run) -> None:
+    """Writes the plan, checked against the source, the mesh and what stock transformers loads.
+
+    Raises:
+        UserError: a plan that no model, mesh or stock class could follow.
+    """
+    chosen = run.settings.plan
+    inputs = run.settings.dotted("plan") | {"source": run.source_print}
+    if chosen.file:
+        inputs["plan.file (contents)"] = files.fingerprint(chosen.file)
+    elif score.needed(run):
+        inputs["scores"] = run.stages.digest("score")
+    run.stage(STAGE, inputs, functools.partial(_work, run))
+    _check(run, run.plan)
+    for line in describe(run.plan):
+        run.say(f"plan: {line}")
+
+
+def describe(plan: Plan) -> list[str]:
+    """One line for each axis that is cut."""
+    return [
+        f"{axis} {plan.source[axis]} -> {plan.sizes[axis]}"
+        + (f" (kept {_ranges(plan.layers)})" if axis == "layers" else "")
+        + (f": {plan.reasons[axis]}" if axis in plan.reasons else "")
+        for axis in plan.kept
+    ]
+
+
+def _work(run: Run) -> None:
+    chosen = run.settings.plan
+    if chosen.file:
+        plan = _read(pathlib.Path(chosen.file))
+    else:
+        scores = score.read(run) if score.needed(run) else {}
+        plan = build_plan(chosen, run.source.config.sizes, scores, run.settings.source)
+    _check(run, plan)
+    if run.writer:
+        files.write_text(run.workdir / PLAN, plan.to_json() + "\n")
+
+
+def _read(file: pathlib.Path) -> Plan:
+    try:
+        return Plan.from_json(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"plan.file: {file} cannot be read ({error}); name a plan.json") from error
+
+
+def _check(run: Run, plan: Plan) -> None:
+    check_source(plan, run.source.config.sizes)
+    words = run.tokenizer.vocab
+    if "vocab" in plan.kept and plan.sizes["vocab"] < words:
+        raise UserError(f"plan.vocab: keeps {plan.sizes['vocab']} rows, but the tokenizer has {words} tokens")
+    student = chop_config(run.source.config, plan)
+    run.check_mesh(student)
+    _, note = target_family(run.source.family, student)
+    run.say(f"plan: {count(run.source.config):,} -> {count(student):,} parameters")
+    if note:
+        run.say(f"plan: {note}")
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`[0, 1, 2, 7]` as `0-2, 7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -1,0 +1,157 @@
+"""One run: its settings, its workdir, and what several commands open of both, each opened once and when needed."""
+
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from chopjax import files
+from chopjax.chop.plan import Plan
+from chopjax.commands import settings
+from chopjax.commands.settings import Settings
+from chopjax.commands.stages import Stage, Stages
+from chopjax.data.checks import check_tokenizers
+from chopjax.data.manifest import Manifest
+from chopjax.data.prepare import prepare_or_open
+from chopjax.data.tokenize import Tokenizer, load_tokenizer
+from chopjax.hf.checkpoint import Checkpoint, open_checkpoint
+from chopjax.hf.reading import load_params
+from chopjax.models.config import ModelConfig
+from chopjax.models.parameters import declare
+from chopjax.sharding import rules
+from chopjax.sharding.mesh import Constrain, make_mesh, param_shardings
+
+PLAN, STUDENT, EXPORT = "plan.json", "student", "export"
+
+
+class Run:
+    """What a command works on. Made by `begin`, which also writes the resolved config."""
+
+    def __init__(self, chosen: Settings) -> None:
+        self.settings = chosen
+        self.workdir = pathlib.Path(chosen.workdir)
+        self.writer = jax.process_index() == 0
+        self.stages = Stages(self.workdir, writer=self.writer, barrier=self.barrier)
+
+    def say(self, line: str) -> None:
+        """Prints a line, once for all processes."""
+        if self.writer:
+            print(line, flush=True)
+
+    def barrier(self) -> None:
+        """Waits until all processes have come here."""
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("chopjax")
+
+    def stage(self, stage: Stage, inputs: Mapping[str, Any], work: Callable[[], None]) -> None:
+        """Runs a stage of the workdir unless it is done; see `Stages.run`."""
+        self.stages.run(stage, inputs, work)
+
+    @functools.cached_property
+    def source(self) -> Checkpoint:
+        """The checkpoint that is made smaller."""
+        return open_checkpoint(self.settings.source)
+
+    @functools.cached_property
+    def teacher(self) -> Checkpoint:
+        """The teacher: the source itself unless another is named.
+
+        Raises:
+            UserError: its tokenizer is not the source's.
+        """
+        if self.settings.teacher in ("", self.settings.source):
+            return self.source
+        teacher = open_checkpoint(self.settings.teacher)
+        check_tokenizers(load_tokenizer(teacher.folder).digest, self.tokenizer.digest)
+        return teacher
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The source's tokenizer, which is the student's too."""
+        return load_tokenizer(self.source.folder)
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """The plan that this run follows."""
+        return Plan.from_json((self.workdir / PLAN).read_text(encoding="utf-8"))
+
+    @functools.cached_property
+    def student(self) -> Checkpoint:
+        """The chopped model, not yet healed."""
+        return open_checkpoint(self.workdir / STUDENT)
+
+    @property
+    def export_folder(self) -> pathlib.Path:
+        """Where the healed model goes."""
+        return pathlib.Path(self.settings.export.folder or self.workdir / EXPORT)
+
+    @functools.cached_property
+    def data(self) -> Manifest:
+        """The rows, prepared now if they are not there yet by process 0 alone."""
+        if not self.writer:
+            self.barrier()
+        config = self.source.config
+        chosen, folder = self.settings.data, self.workdir / "rows"
+        manifest = prepare_or_open(
+            chosen, self.source.folder, folder, positions=config.positions, vocab=config.vocab, say=self.say
+        )
+        if self.writer:
+            self.barrier()
+        return manifest
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """The mesh over all devices."""
+        return make_mesh(self.settings.mesh)
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """Axes that may lie otherwise than by the rules."""
+        return self.settings.mesh.fallbacks
+
+    @functools.cached_property
+    def constrain(self) -> Constrain:
+        """Pins activations to the mesh."""
+        return Constrain(self.mesh, self.fallbacks)
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        """Of activations, and of parameters that are not trained."""
+        return jnp.dtype(self.settings.train.compute_dtype)
+
+    def check_mesh(self, config: ModelConfig) -> None:
+        """Refuses a model that the mesh cannot hold, before any array is made.
+
+        Raises:
+            UserError: names the leaf, the axis and the mend.
+        """
+        leaves = {path: leaf.axes for path, leaf in declare(config).items()}
+        rules.check(leaves, config.sizes, self.mesh.shape, self.fallbacks)
+
+    def load(self, checkpoint: Checkpoint, dtype: jnp.dtype | None = None) -> dict[str, Any]:
+        """A checkpoint's parameters on the mesh, in the compute dtype unless another is given."""
+        shardings = param_shardings(checkpoint.config, self.mesh, self.fallbacks)
+        return load_params(checkpoint, shardings, dtype or self.compute_dtype)
+
+    @functools.cached_property
+    def source_print(self) -> str:
+        """A fingerprint of the source's files."""
+        return files.fingerprint(self.source.folder)
+
+    @functools.cached_property
+    def teacher_print(self) -> str:
+        """A fingerprint of the teacher's files."""
+        return self.source_print if self.teacher is self.source else files.fingerprint(self.teacher.folder)
+
+
+def begin(chosen: Settings) -> Run:
+    """A run whose resolved config is written to its workdir."""
+    run = Run(chosen)
+    if run.writer:
+        settings.write(chosen)
+    return run

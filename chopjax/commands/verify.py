@@ -1,0 +1,63 @@
+"""Would a stock reader load the folder, is what it holds sound, and does it say what the run's own weights say?"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from chopjax.commands import heal
+from chopjax.commands.run import EXPORT, Run, begin
+from chopjax.commands.settings import Settings
+from chopjax.errors import UserError
+from chopjax.hf.checkpoint import open_checkpoint
+from chopjax.hf.reading import load_params
+from chopjax.hf.verify import verify_folder
+from chopjax.models.config import ModelConfig
+from chopjax.models.decoder import forward, logits
+
+# Largest difference of logits over the largest logit: what rounding to the export's dtype may cost.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
+
+
+def main(chosen: Settings) -> None:
+    """Verifies the export of a run, or, where only a folder is named, that folder.
+
+    Raises:
+        UserError: a finding that a reader would stumble over.
+    """
+    if chosen.source and chosen.workdir:
+        run = begin(chosen)
+        check(run)
+    else:
+        _report(chosen.export.folder)
+
+
+def check(run: Run) -> None:
+    """Verifies the exported folder, and its logits against those of the run's own float32 weights."""
+    folder = run.export_folder
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; export first, or name one with export.folder (default {EXPORT})")
+    _report(str(folder))
+    exported = open_checkpoint(folder)
+    _, params = heal.trained_params(run)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, exported.config.vocab, (1, 16)), jnp.int32)
+    ours = _logits(run.student.config, params, tokens)
+    theirs = _logits(exported.config, load_params(exported, dtype=np.float32), tokens)
+    difference = float(np.abs(ours - theirs).max() / np.abs(ours).max())
+    if not difference <= TOLERANCE[exported.dtype]:
+        raise UserError(f"{folder}: its logits differ by {difference:.2g} of the largest from the run's; export again")
+    run.say(f"verify: {folder} is sound; its logits are within {difference:.1e} of the run's float32 weights")
+
+
+def _logits(config: ModelConfig, params: dict, tokens: jax.Array) -> np.ndarray:
+    return np.asarray(jax.jit(lambda p, t: logits(config, p, forward(config, p, t).hidden))(params, tokens))
+
+
+def _report(folder: str) -> None:
+    findings = verify_folder(folder)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    for finding in findings:
+        if finding is not (errors[0] if errors else None):
+            print(finding)
+    if errors:
+        raise UserError(f"{folder}: {errors[0].subject}: {errors[0].message}")
+    print(f"verify: {folder}: config, index, tokenizer, dtypes and values are sound")

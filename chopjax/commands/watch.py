@@ -1,0 +1,142 @@
+"""What happens after training steps: lines of metrics, evaluations on held-out rows, checkpoints."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from chopjax.commands.run import Run
+from chopjax.data.batches import Batches, one_pass
+from chopjax.distill.config import LossConfig
+from chopjax.evaluate.perplexity import Evaluation, evaluate_rows
+from chopjax.models.config import ModelConfig
+from chopjax.models.parameters import flops_per_token
+from chopjax.sharding.mesh import place_batch
+from chopjax.train.checkpoints import METRIC, Checkpoints
+from chopjax.train.loop import due, to_host
+from chopjax.train.metrics import MetricsWriter, Tracker
+from chopjax.train.mfu import utilisation
+from chopjax.train.progress import Progress
+from chopjax.train.step import Metrics, TrainState
+from chopjax.train.trackers import TensorBoard, WeightsAndBiases
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Steps on a model of one shape.
+
+    Attributes:
+        folder: of its checkpoints, under the workdir.
+        config: the model.
+        loss: what is minimised.
+        until: steps of the whole run that are done when it ends.
+        begin: makes the state that it begins with, where no checkpoint of it exists.
+    """
+
+    folder: str
+    config: ModelConfig
+    loss: LossConfig
+    until: int
+    begin: Callable[[], TrainState]
+
+
+class Watch:
+    """Logs, evaluates and saves during one phase; use it as a context manager.
+
+    Args:
+        run: the run.
+        phase: what is trained.
+        checkpoints: where states go.
+        batches: the data, whose position goes with them.
+        teacher: the teacher's parameters, if there is one.
+        done: steps of the run done before.
+    """
+
+    def __init__(
+        self, run: Run, phase: Phase, checkpoints: Checkpoints, batches: Batches, teacher: Any, done: int
+    ) -> None:
+        self._run, self._phase, self._checkpoints, self._batches = run, phase, checkpoints, batches
+        self._teacher = teacher
+        self._metrics = MetricsWriter(
+            run.workdir, resumed_at=done, writer=run.writer, trackers=_trackers(run, done) if run.writer else ()
+        )
+        self._progress = Progress(phase.until, done, shown=run.writer)
+        # The first rate holds the compilation too; a person wants to see that something goes on.
+        self._clock, self._clocked = time.monotonic(), done
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for part in (self._batches, self._metrics, self._progress):
+            part.close()
+
+    def after(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        """Does what is due after a step. Its line is on disk before its checkpoint, so a resumed run finds it."""
+        chosen, last = self._run.settings.train, self._phase.until
+        line: dict[str, Any] = {}
+        if due(step, chosen.log_every, last):
+            line |= self._figures(step, to_host(metrics))
+        heldout_figures: dict[str, float] = {}
+        if self._run.data.heldout() and due(step, chosen.evaluate_every, last):
+            heldout_figures = self._heldout(state)
+            line |= heldout_figures
+        if line:
+            line = {"tokens": self._tokens(step)} | line
+            self._metrics.write(step, line)
+            self._progress.update(step, line)
+        if due(step, chosen.save_every, last):
+            self._checkpoints.save(step, state, self._batches.get_state(), heldout_figures)
+
+    def _tokens(self, steps: int) -> int:
+        return steps * self._run.settings.train.batch * self._run.data.length
+
+    def _figures(self, step: int, values: dict[str, float]) -> dict[str, Any]:
+        now = time.monotonic()
+        rate = self._tokens(step - self._clocked) / (now - self._clock)
+        self._clock, self._clocked = now, step
+        values.pop("tokens")
+        mfu = utilisation(rate * training_flops(self._run, self._phase), jax.devices())
+        return values | {"tokens_per_second": rate, "mfu": mfu}
+
+    def _heldout(self, state: TrainState) -> dict[str, float]:
+        began = time.monotonic()
+        found = heldout(self._run, self._phase.config, state.params, self._teacher)
+        self._clock += time.monotonic() - began
+        figures = {METRIC: found.nll, "heldout_perplexity": found.perplexity}
+        return figures if found.kl is None else figures | {"heldout_kl": found.kl}
+
+
+def training_flops(run: Run, phase: Phase) -> float:
+    """FLOPs that training on one token takes: three forward passes of the student, one of the teacher."""
+    length = run.data.length
+    teacher = flops_per_token(run.teacher.config, length) if phase.loss.kl else 0.0
+    return 3 * flops_per_token(phase.config, length) + teacher
+
+
+def heldout(run: Run, config: ModelConfig, params: dict[str, Any], teacher: Any = None) -> Evaluation:
+    """Perplexity on the held-out rows, and KL to the teacher where there is one."""
+    chosen = run.settings.evaluate
+    params = jax.tree.map(lambda p: p.astype(run.compute_dtype), params)
+    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batches = one_pass(list(run.data.heldout().values()), chosen.batch, limit=chosen.rows, **share)
+    return evaluate_rows(
+        config,
+        params,
+        (place_batch(run.mesh, batch) for batch in batches),
+        teacher=(run.teacher.config, teacher) if teacher is not None else None,
+        chunk=run.settings.loss.chunk,
+        vocab_tokens=run.tokenizer.vocab,
+        shards=run.constrain.batch_shards,
+        constrain=run.constrain,
+    )
+
+
+def _trackers(run: Run, done: int) -> list[Tracker]:
+    chosen = run.settings.train
+    trackers: list[Tracker] = [TensorBoard(run.workdir, done)] if chosen.tensorboard else []
+    if chosen.wandb:
+        trackers.append(WeightsAndBiases(chosen.wandb, run.workdir, run.settings.dotted()))
+    return trackers
