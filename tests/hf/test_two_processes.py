@@ -1,4 +1,4 @@
-"""No host holds the model: two processes import a 2 GB checkpoint, and each grows by at most 0.75 of it."""
+"""Two processes: no host holds the model when a 2 GB checkpoint is imported, and an export gathers what they share."""
 
 import json
 import socket
@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hf.plain_checkpoints import SMALL
+import numpy as np
+from hf.plain_checkpoints import plain_checkpoint
 
+from chopjax.hf.checkpoint import open_checkpoint
 from chopjax.hf.families import FAMILIES
+from chopjax.hf.reading import read_tensor
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import count
 
@@ -16,8 +19,8 @@ WIDE = ModelConfig(layers=14, embed=2048, kv_heads=4, q_per_kv=4, head_dim=128, 
 SHARDS = 3
 
 # Each leaf is cut in two along `embed`, as FSDP over two hosts would have it.
-IMPORT = """
-import json, os, sys
+START = """
+import json, sys
 import jax, psutil
 port, process, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 jax.config.update("jax_num_cpu_devices", 1)
@@ -25,6 +28,7 @@ jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=proc
 from chopjax.axes import flatten, unflatten
 from chopjax.hf.checkpoint import open_checkpoint
 from chopjax.hf.reading import load_params
+from chopjax.hf.writing import export_params
 from chopjax.models.parameters import declare
 
 checkpoint = open_checkpoint(folder)
@@ -33,6 +37,9 @@ shardings = {
     path: jax.sharding.NamedSharding(mesh, jax.P(*("fsdp" if axis == "embed" else None for axis in leaf.axes)))
     for path, leaf in declare(checkpoint.config).items()
 }
+"""
+
+MEASURE = """
 memory = psutil.Process().memory_info
 before = memory().rss
 params = load_params(checkpoint, unflatten(shardings))
@@ -41,6 +48,14 @@ with open("/proc/self/status") as status:
     peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 local = sum(shard.data.nbytes for leaf in flatten(params).values() for shard in leaf.addressable_shards)
 print(json.dumps({"grown": after - before, "peak": peak - before, "local": local}))
+"""
+
+EXPORT = """
+from jax.experimental import multihost_utils
+params = load_params(checkpoint, unflatten(shardings))
+assert not params["embed"]["table"].is_fully_addressable
+export_params(sys.argv[4], params, checkpoint.config, checkpoint, max_shard_bytes=9000)
+multihost_utils.sync_global_devices("exported")
 """
 
 
@@ -69,13 +84,14 @@ def sparse_checkpoint(folder: Path, config: ModelConfig) -> int:
     return total
 
 
-def import_with_two_processes(folder: Path) -> list[dict[str, int]]:
+def run_two_processes(script: str, *arguments: Path) -> list[str]:
+    """What each of two processes, joined by jax.distributed, printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", IMPORT, str(port), str(process), str(folder)],
+            [sys.executable, "-c", START + script, str(port), str(process), *map(str, arguments)],
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parents[2],
         )
@@ -83,22 +99,25 @@ def import_with_two_processes(folder: Path) -> list[dict[str, int]]:
     ]
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    return [json.loads(output) for output in outputs]
+    return [output.decode() for output in outputs]
 
 
 def test_two_processes_grow_by_their_half(tmp_path: Path) -> None:
     total = sparse_checkpoint(tmp_path / "wide", WIDE)
     assert total == 2 * count(WIDE) > 2e9
-    for report in import_with_two_processes(tmp_path / "wide"):
+    for output in run_two_processes(MEASURE, tmp_path / "wide"):
+        report = json.loads(output.splitlines()[-1])
         # Embeddings along embed are halved like all the rest.
         assert report["local"] == total // 2
         assert report["local"] <= report["grown"] <= 0.75 * total, report
         assert report["peak"] <= 0.75 * total, report
 
 
-def test_small_one_reads_the_same_in_one_process(tmp_path: Path) -> None:
-    """Sanity of the sparse writer: an ordinary opening takes it."""
-    from chopjax.hf.checkpoint import open_checkpoint
-
-    assert sparse_checkpoint(tmp_path / "small", SMALL) == 2 * count(SMALL)
-    assert open_checkpoint(tmp_path / "small").dtype == "bfloat16"
+def test_two_processes_export_one_folder(tmp_path: Path) -> None:
+    """Arrays of which each process holds half are gathered tensor by tensor, and come back bit for bit."""
+    source = open_checkpoint(plain_checkpoint(tmp_path / "source", dtype="bfloat16"))
+    run_two_processes(EXPORT, tmp_path / "source", tmp_path / "export")
+    export = open_checkpoint(tmp_path / "export")
+    assert export.config == source.config
+    for name in source.tensors:
+        assert np.array_equal(read_tensor(export, name), read_tensor(source, name)), name
