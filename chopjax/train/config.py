@@ -31,6 +31,8 @@ class TrainConfig:
         save_every: steps between checkpoints; 0 for only at the end.
         keep: newest checkpoints that are kept.
         keep_best: checkpoints of lowest held-out loss that are kept besides.
+        tensorboard: whether metrics also go to `WORKDIR/tensorboard`.
+        wandb: project on Weights & Biases that they also go to; empty for none.
     """
 
     steps: int = 1000
@@ -44,6 +46,8 @@ class TrainConfig:
     save_every: int = 500
     keep: int = 2
     keep_best: int = 1
+    tensorboard: bool = True
+    wandb: str = ""
 
     def __post_init__(self) -> None:
         checks.choices(self, "train")

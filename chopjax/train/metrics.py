@@ -1,0 +1,147 @@
+"""What a run measures: `metrics.jsonl`, one JSON object a line, and `summary.json`, its final figures."""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import IO, Any, Protocol
+
+from chopjax import files
+
+
+class Tracker(Protocol):
+    """Something else that wants to see every line: TensorBoard, a web service."""
+
+    def write(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Takes the values of one step."""
+
+    def close(self) -> None:
+        """Writes out what is left."""
+
+
+class MetricsWriter:
+    """Appends to `WORKDIR/metrics.jsonl`, so that each step occurs in it exactly once, whenever the run was killed.
+
+    A line reaches the disk before `write` returns. Write the line of a step before its checkpoint is saved: then a run
+    that resumes at that step finds it, and nothing after it.
+
+    Args:
+        workdir: folder of the run.
+        resumed_at: step of the checkpoint that the run goes on from; lines of later steps are dropped, and so is a
+            last line that was cut short. None for a run that starts anew: all lines are dropped.
+        writer: whether this process writes at all; true for one process only.
+        trackers: see every line too; closed with the writer.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        resumed_at: int | None = None,
+        writer: bool = True,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
+        self._path = pathlib.Path(workdir) / "metrics.jsonl"
+        self._trackers = list(trackers) if writer else []
+        self._file: IO[str] | None = None
+        self._last = -1
+        if writer:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            keep_until(self._path, -1 if resumed_at is None else resumed_at)
+            self._last = max((line["step"] for line in read(self._path)), default=-1)
+            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115, open as long as the run
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one line.
+
+        Args:
+            step: optimizer steps done; must grow from line to line.
+            values: numbers, arrays of one element, or None. What is not finite becomes null, which JSON can say.
+
+        Raises:
+            ValueError: `step` was written before.
+        """
+        if self._file is None:
+            return
+        if step <= self._last:
+            raise ValueError(f"metrics of step {step} come after those of step {self._last}")
+        self._last = step
+        plain = {name: _number(value) for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **plain}, allow_nan=False) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        for tracker in self._trackers:
+            tracker.write(step, plain)
+
+    def close(self) -> None:
+        """Closes the file and the trackers."""
+        if self._file is not None:
+            self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The whole lines of a `metrics.jsonl`, up to the first that is cut short; none if there is no file."""
+    path = pathlib.Path(path)
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
+        try:
+            line = json.loads(text) if text.endswith("\n") else None
+        except ValueError:
+            line = None
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            break
+        lines.append(line)
+    return lines
+
+
+def keep_until(path: str | os.PathLike[str], step: int) -> None:
+    """Drops, atomically, the lines of later steps, repeated steps and a line that was cut short."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        return
+    kept: list[str] = []
+    last = -1
+    for line in read(path):
+        if last < line["step"] <= step:
+            kept.append(json.dumps(line) + "\n")
+            last = line["step"]
+    text = "".join(kept)
+    if text != path.read_text(encoding="utf-8"):
+        files.write_text(path, text)
+
+
+def write_summary(workdir: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
+    """Adds figures to `WORKDIR/summary.json`, atomically; what other stages wrote there stays.
+
+    Args:
+        workdir: folder of the run.
+        values: JSON-able, or arrays of one element; numbers that are not finite become null.
+    """
+    path = pathlib.Path(workdir) / "summary.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    files.write_json(path, before | {name: _plain(value) for name, value in values.items()})
+
+
+def _number(value: Any) -> float | int | None:
+    """A Python number: integers stay integers, arrays of one element become what they hold."""
+    plain = value.item() if hasattr(value, "item") else value
+    if plain is None or isinstance(plain, int):
+        return plain
+    return float(plain) if math.isfinite(float(plain)) else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, str | bool) else _number(value)

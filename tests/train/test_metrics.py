@@ -1,0 +1,129 @@
+"""Each step is written exactly once, whenever the run was killed."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chopjax.train import metrics
+from chopjax.train.metrics import MetricsWriter
+
+
+def lines(folder: pathlib.Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_lines_hold_plain_numbers(tmp_path: pathlib.Path) -> None:
+    with MetricsWriter(tmp_path / "run") as writer:
+        writer.write(0, {"loss": np.float32(1.1), "tokens": 12})
+        writer.write(5, {"loss": jnp.float32(float("nan")), "tokens": jnp.int32(7), "mfu": None, "x": 1e300})
+    assert lines(tmp_path / "run") == [
+        {"step": 0, "loss": float(np.float32(1.1)), "tokens": 12},
+        {"step": 5, "loss": None, "tokens": 7, "mfu": None, "x": 1e300},
+    ]
+
+
+def test_a_step_is_not_written_twice(tmp_path: pathlib.Path) -> None:
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(3, {})
+        with pytest.raises(ValueError, match="step 3 come after those of step 3"):
+            writer.write(3, {})
+
+
+@settings(max_examples=20, deadline=None)
+@given(last=st.integers(0, 9), resumed=st.integers(0, 12), cut=st.integers(0, 30))
+def test_resuming_leaves_each_step_once(tmp_path_factory: Any, last: int, resumed: int, cut: int) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    with MetricsWriter(folder) as writer:
+        for step in range(last + 1):
+            writer.write(step, {"loss": step / 3, "run": 1})
+    path = folder / "metrics.jsonl"
+    with open(path, "a") as file:  # what a kill in the middle of a write leaves
+        file.write((json.dumps({"step": last + 1, "loss": 0.1, "run": 1}) + "\n")[:cut])
+    with MetricsWriter(folder, resumed_at=resumed) as writer:
+        for step in range(min(last, resumed) + 1, last + 4):
+            writer.write(step, {"loss": step / 3, "run": 2})
+    written = lines(folder)
+    assert [line["step"] for line in written] == list(range(last + 4))
+    assert [line["run"] for line in written] == [1 if step <= min(last, resumed) else 2 for step in range(last + 4)]
+    assert [line["loss"] for line in written] == [step / 3 for step in range(last + 4)]
+    assert list(folder.iterdir()) == [path]
+
+
+def test_a_new_run_starts_an_empty_file(tmp_path: pathlib.Path) -> None:
+    for _ in range(2):
+        with MetricsWriter(tmp_path) as writer:
+            writer.write(0, {})
+            writer.write(1, {})
+    assert [line["step"] for line in lines(tmp_path)] == [0, 1]
+
+
+# Writes as fast as it can until it is killed.
+ENDLESS = """
+import itertools, sys
+from chopjax.train.metrics import MetricsWriter
+with MetricsWriter(sys.argv[1]) as writer:
+    for step in itertools.count():
+        writer.write(step, {str(name): step / 7 for name in range(50)})
+        print(step, flush=True)
+"""
+
+
+def test_a_killed_run_loses_no_line(tmp_path: pathlib.Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ENDLESS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout:
+        for _ in range(25):
+            process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        last = max([int(text) for text in process.stdout if text.endswith("\n")], default=24)
+    process.wait()
+    with MetricsWriter(tmp_path, resumed_at=last):
+        pass
+    assert [line["step"] for line in lines(tmp_path)] == list(range(last + 1))
+
+
+def test_only_the_writer_writes(tmp_path: pathlib.Path) -> None:
+    with MetricsWriter(tmp_path / "run", writer=False) as writer:
+        writer.write(1, {"loss": 1.0})
+        writer.write(1, {"loss": 1.0})
+    assert not (tmp_path / "run").exists()
+
+
+def test_trackers_see_every_line(tmp_path: pathlib.Path) -> None:
+    class Seen:
+        def __init__(self) -> None:
+            self.lines: list[Any] = []
+
+        def write(self, step: int, values: Any) -> None:
+            self.lines.append((step, values))
+
+        def close(self) -> None:
+            self.lines.append("closed")
+
+    seen = Seen()
+    with MetricsWriter(tmp_path, trackers=[seen]) as writer:
+        writer.write(2, {"loss": jnp.float32(0.5)})
+    assert seen.lines == [(2, {"loss": 0.5}), "closed"]
+
+
+def test_summary_gathers_what_stages_add(tmp_path: pathlib.Path) -> None:
+    metrics.write_summary(tmp_path / "run", {"teacher_perplexity": jnp.float32(12.5), "parameters": np.int64(7)})
+    metrics.write_summary(tmp_path / "run", {"perplexity": float("inf"), "tokens": 3, "layers": (0, 2), "source": "a"})
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == {
+        "teacher_perplexity": 12.5,
+        "parameters": 7,
+        "perplexity": None,
+        "tokens": 3,
+        "layers": [0, 2],
+        "source": "a",
+    }
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["summary.json"]
