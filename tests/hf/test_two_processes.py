@@ -21,7 +21,7 @@ SHARDS = 3
 # Each leaf is cut in two along `embed`, as FSDP over two hosts would have it.
 START = """
 import json, sys
-import jax, psutil
+import jax
 port, process, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 jax.config.update("jax_num_cpu_devices", 1)
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
@@ -40,14 +40,15 @@ shardings = {
 """
 
 MEASURE = """
-memory = psutil.Process().memory_info
-before = memory().rss
+def memory(field):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
+
+before = memory("VmRSS")
 params = load_params(checkpoint, unflatten(shardings))
-after = memory().rss
-with open("/proc/self/status") as status:
-    peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+grown, peak = memory("VmRSS") - before, memory("VmHWM") - before
 local = sum(shard.data.nbytes for leaf in flatten(params).values() for shard in leaf.addressable_shards)
-print(json.dumps({"grown": after - before, "peak": peak - before, "local": local}))
+print(json.dumps({"grown": grown, "peak": peak, "local": local}))
 """
 
 EXPORT = """
