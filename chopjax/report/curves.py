@@ -1,0 +1,261 @@
+"""Curves of a run as inline SVG by matplotlib, in colours that follow the page's light or dark theme."""
+
+import dataclasses
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+
+from chopjax.report import words
+from chopjax.report.markup import Markup, escape
+
+# matplotlib draws in these colours, each of which stands for one of the page's.
+INK, FAINT, FIRST, SECOND, THIRD = "#010203", "#010204", "#010205", "#010206", "#010207"
+THEME = {INK: "var(--ink)", FAINT: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)", THIRD: "var(--third)"}
+STYLES = ((FIRST, "-"), (SECOND, "--"), (THIRD, ":"))
+
+# A longer curve is drawn by the means of so many runs of neighbours.
+MOST_POINTS = 600
+
+SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: it can be read, searched, and follows the page's font
+    "svg.hashsalt": "chopjax",  # the same run gives the same bytes
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One curve: `y` is NaN where nothing finite was measured."""
+
+    label: str
+    x: Float[np.ndarray, " points"]
+    y: Float[np.ndarray, " points"]
+
+    @property
+    def drawable(self) -> bool:
+        """Whether there is at least one point to see."""
+        return bool(np.isfinite(self.y).any())
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """What is drawn in one figure.
+
+    Attributes:
+        name: distinguishes ids on the page; letters only.
+        title: what the figure shows; also the label of its values.
+        x_label: what its horizontal axis counts.
+        series: at most three curves.
+        references: label → value, drawn as horizontal lines.
+        logarithmic: whether values are drawn on a logarithmic scale.
+        small: whether the figure is one of several in a line.
+    """
+
+    name: str
+    title: str
+    x_label: str
+    series: Sequence[Series]
+    references: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    logarithmic: bool = False
+    small: bool = False
+
+
+def charts(metrics: Sequence[Mapping[str, Any]], references: Mapping[str, float]) -> list[Chart]:
+    """Loss and held-out perplexity, then what else was logged; only charts with something to see.
+
+    Args:
+        metrics: the lines of `metrics.jsonl`.
+        references: label → held-out perplexity of the models that the curve is to be read against.
+    """
+    by_tokens = any("tokens" in line for line in metrics)
+    x_label = "tokens" if by_tokens else "step"
+
+    def chart(name: str, title: str, *fields: str, **kind: Any) -> Chart:
+        found = [series(metrics, field, x_label) for field in fields]
+        return Chart(name, title, x_label, [each for each in found if each.drawable], **kind)
+
+    wanted = [
+        chart("loss", "Training loss, nats a token", "loss", *_parts(metrics)),
+        _perplexity(metrics, x_label, references),
+        chart("kl", "Held-out KL to the teacher", "heldout_kl", small=True),
+        chart("norm", "Gradient norm", "grad_norm", small=True),
+        chart("rate", "Learning rate", "learning_rate", small=True),
+        chart("speed", "Tokens a second", "tokens_per_second", small=True),
+        chart("mfu", "Share of peak FLOPs", "mfu", small=True),
+    ]
+    return [chart for chart in wanted if chart.series]
+
+
+def series(metrics: Sequence[Mapping[str, Any]], field: str, x_field: str) -> Series:
+    """One field over tokens or steps; values that are not finite numbers become NaN, lines without it are skipped."""
+    lines = [line for line in metrics if field in line and not math.isnan(words.number(line.get(x_field)))]
+    x = np.array([words.number(line[x_field]) for line in lines], np.float64)
+    y = np.array([words.number(line[field]) for line in lines], np.float64)
+    return Series(field.replace("_", " "), x, y)
+
+
+def draw(chart: Chart) -> Markup:
+    """The chart as an SVG element with its description as a label."""
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(3.4, 2.1) if chart.small else (6.2, 3.6), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        for one, (colour, style) in zip(chart.series, STYLES, strict=False):
+            _line(axes, one, colour, style)
+        _finish(axes, chart)
+        file = io.StringIO()
+        figure.savefig(
+            file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+    return _inline(file.getvalue(), chart)
+
+
+def describe(chart: Chart) -> str:
+    """The chart in words, for those who do not see it."""
+    parts = [f"{chart.title}."]
+    for one in chart.series:
+        seen = np.flatnonzero(np.isfinite(one.y))
+        (x0, y0), (x1, y1) = ((one.x[i], one.y[i]) for i in (seen[0], seen[-1]))
+        start, end = (f"{words.significant(y)} at {words.scaled(x)} {chart.x_label}" for x, y in ((x0, y0), (x1, y1)))
+        parts.append(
+            f"{one.label.capitalize()}: {start}." if x0 == x1 else f"{one.label.capitalize()}: from {start} to {end}."
+        )
+    parts += [f"{label.capitalize()}: {words.significant(value)}." for label, value in chart.references.items()]
+    return " ".join(parts)
+
+
+def thinned(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"]) -> tuple[np.ndarray, np.ndarray]:
+    """At most `MOST_POINTS` points: means over runs of neighbours, of what is finite in each; NaN if nothing is."""
+    if len(x) <= MOST_POINTS:
+        return x, y
+    run = np.arange(len(x)) * MOST_POINTS // len(x)
+    finite = np.isfinite(y)
+    count = np.bincount(run, finite, MOST_POINTS)
+    total = np.bincount(run, np.where(finite, y, 0), MOST_POINTS)
+    mean = np.full(MOST_POINTS, np.nan)
+    np.divide(total, count, out=mean, where=count > 0)
+    return np.bincount(run, x, MOST_POINTS) / np.bincount(run, minlength=MOST_POINTS), mean
+
+
+def _parts(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The parts of the loss, where they say more than the loss itself."""
+    parts = [part for part in ("next_token", "kl") if any(words.number(line.get(part)) > 0 for line in metrics)]
+    alone = len(parts) == 1 and all(line.get("loss") == line.get(parts[0]) for line in metrics if "loss" in line)
+    return [] if alone else parts
+
+
+def _perplexity(metrics: Sequence[Mapping[str, Any]], x_label: str, references: Mapping[str, float]) -> Chart:
+    lines = [{"student": _heldout(line), x_label: line.get(x_label)} for line in metrics if _evaluated(line)]
+    curve = series(lines, "student", x_label)
+    lines_at = {label: value for label, value in references.items() if words.number(value) > 0}
+    shown = [curve] if curve.drawable else []
+    return Chart("perplexity", "Held-out perplexity", x_label, shown, lines_at, logarithmic=True)
+
+
+def _evaluated(line: Mapping[str, Any]) -> bool:
+    return "heldout_perplexity" in line or "heldout_nll" in line
+
+
+def _heldout(line: Mapping[str, Any]) -> float:
+    if "heldout_perplexity" in line:
+        value = words.number(line["heldout_perplexity"])
+        return value if value > 0 else math.nan
+    nll = words.number(line["heldout_nll"])
+    return math.exp(nll) if nll < 700 else math.nan
+
+
+def _line(axes: Axes, one: Series, colour: str, style: str) -> None:
+    x, y = thinned(one.x, one.y)
+    few = np.isfinite(y).sum() <= 40
+    axes.plot(
+        x, y, color=colour, linestyle=style, linewidth=1.8, marker="o" if few else None, markersize=3, label=one.label
+    )
+
+
+def _finish(axes: Axes, chart: Chart) -> None:
+    axes.grid(True, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(chart.x_label)
+    axes.set_title(chart.title, loc="left", fontsize=11, fontweight="bold", pad=10)
+    axes.xaxis.set_major_locator(MaxNLocator(4 if chart.small else 7, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.scaled(value)))
+    for label, value in chart.references.items():
+        _reference(axes, label, value)
+    if chart.logarithmic:
+        _logarithmic(axes, chart)
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(4 if chart.small else 6))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.plain(value)))
+    if len(chart.series) > 1:
+        axes.legend(frameon=False, loc="upper right", handlelength=2.6)
+
+
+def _reference(axes: Axes, label: str, value: float) -> None:
+    axes.axhline(value, color=INK, linewidth=1, linestyle=(0, (2, 3)))
+    text = f"{label} {words.significant(value)}"
+    axes.annotate(text, (1, value), (0, 4), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right")
+
+
+def _logarithmic(axes: Axes, chart: Chart) -> None:
+    values = [value for one in chart.series for value in one.y if value > 0] + list(chart.references.values())
+    low, high = min(values) / 1.15, max(values) * 1.3
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(FixedLocator(ticks(low, high)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.scaled(value)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round values between `low` and `high`, 3 to 8 of them, for a logarithmic scale."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in (
+        (1,),
+        (1, 3),
+        (1, 2, 5),
+        (1, 1.5, 2, 3, 5, 7),
+        tuple(np.arange(1, 10, 0.5)),
+        tuple(np.arange(1, 10, 0.1)),
+    ):
+        inside = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+        if len(inside) >= 3:
+            return inside[:: math.ceil(len(inside) / 8)]
+    return list(np.linspace(low, high, 4))
+
+
+def _inline(svg: str, chart: Chart) -> Markup:
+    """matplotlib's file as an element of a page: no prologue, ids of its own, colours of the theme."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r'\bid="', f'id="{chart.name}-', svg)
+    svg = re.sub(r'href="#', f'href="#{chart.name}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{chart.name}-", svg)
+    svg = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
+    )
+    for colour, variable in THEME.items():
+        svg = svg.replace(colour, variable)
+    label = f'<svg class="chart" role="img" aria-label="{escape(describe(chart))}"'
+    return Markup(svg.replace("<svg", label, 1))

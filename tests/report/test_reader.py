@@ -1,0 +1,79 @@
+import json
+import pathlib
+
+import pytest
+from report.made_up_runs import metrics, middle_plan
+
+from chopjax.errors import UserError
+from chopjax.report.figures import ModelFigures
+from chopjax.report.page import render
+from chopjax.report.reader import read_metrics, read_run
+
+SUMMARY = {
+    "source": "org/model",
+    "teacher_parameters": 135,
+    "parameters": 97,
+    "teacher_perplexity": 20.0,
+    "chopped_perplexity": 80.0,
+    "perplexity": 40.0,
+    "tokens": 40_960,
+    "seconds": 431.7,
+}
+
+
+def write_run(folder: pathlib.Path, summary: dict[str, object]) -> None:
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "plan.json").write_text(middle_plan().to_json())
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics()))
+    (folder / "samples.json").write_text(json.dumps([{"prompt": "Hello", "healed": "world"}]))
+    (folder / "config.json").write_text(json.dumps({"seed": 3}))
+
+
+def test_a_whole_folder(tmp_path: pathlib.Path) -> None:
+    write_run(tmp_path, SUMMARY)
+    run = read_run(tmp_path)
+    assert (run.source, run.tokens, run.seconds, run.config) == ("org/model", 40_960, 431.7, {"seed": 3})
+    assert run.plan is not None and run.plan.layers == middle_plan().layers
+    assert run.metrics == metrics()
+    assert run.models == {
+        "teacher": ModelFigures(parameters=135, perplexity=20.0),
+        "chopped": ModelFigures(parameters=97, perplexity=80.0),
+        "healed": ModelFigures(parameters=97, perplexity=40.0),
+    }
+    assert run.closed() == pytest.approx(0.5)
+    assert "model → 97 parameters: 28 % smaller, 50 % of the lost" in render(run)
+
+
+def test_nested_figures_come_first(tmp_path: pathlib.Path) -> None:
+    nested = {"healed": {"perplexity": 41.0, "weight_bytes": 194, "of_a_later_version": 1}}
+    write_run(tmp_path, SUMMARY | {"models": nested})
+    assert read_run(tmp_path).models["healed"] == ModelFigures(parameters=97, perplexity=41.0, weight_bytes=194)
+
+
+def test_an_empty_folder_makes_a_page(tmp_path: pathlib.Path) -> None:
+    run = read_run(tmp_path)
+    assert run.source == tmp_path.name and not run.models and not run.metrics and run.plan is None
+    render(run)
+
+
+def test_a_run_cut_off_before_healing_has_no_healed_column(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({"parameters": 97, "chopped_perplexity": 80.0}))
+    assert list(read_run(tmp_path).models) == ["chopped"]
+
+
+def test_a_half_written_last_line_is_skipped(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": NaN}\n\n{"step": 2, "lo')
+    assert [line["step"] for line in read_metrics(path)] == [1]
+
+
+def test_damage_elsewhere_is_said(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl: line 2 is not a JSON object"):
+        read_metrics(path)
+    (tmp_path / "summary.json").write_text("[]")
+    with pytest.raises(UserError, match=r"summary.json: not a JSON object"):
+        read_run(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        read_run(tmp_path / "nowhere")
