@@ -23,6 +23,7 @@ th, td { padding: .45rem .7rem; border-bottom: 1px solid var(--line); text-align
 tr:last-child > * { border-bottom: 0; }
 thead th { color: var(--soft); font-size: .85rem; font-weight: 600; white-space: nowrap; }
 tbody th { font-weight: 500; min-width: 8rem; }
+td.soft { min-width: 14rem; }
 .count { text-align: right; white-space: nowrap; }
 td.strong { font-weight: 650; }
 .bar { display: inline-block; width: 9rem; height: .8rem; border: 1px solid var(--soft); border-radius: 2px;
