@@ -2,14 +2,16 @@
 
 A stage is a box of the flow: files or folders under the workdir, made from named inputs. `WORKDIR/stages/NAME.json`
 holds its inputs and whether it was finished. The record is written "started" before any work and "finished" after it,
-each time atomically, so a stage that was cut off is known as such.
+each time atomically, so a stage that was cut off is known as such. What a stage made before is kept aside until it is
+made anew, and comes back if bad input is found on the way.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from chopjax import files
@@ -22,7 +24,8 @@ class Stage:
 
     Attributes:
         name: as in `python -m chopjax.NAME`.
-        outputs: files and folders that it makes, relative to the workdir; they go when it starts again.
+        outputs: files and folders that it makes, relative to the workdir or absolute; they are replaced when it starts
+            again.
         resumable: it keeps its outputs when cut off and goes on from them, so changed inputs are refused instead of
             redone. For stages whose work is dear and that keep checkpoints of their own.
     """
@@ -68,7 +71,7 @@ class Stages:
             whether work was done.
 
         Raises:
-            UserError: the inputs of a resumable stage changed.
+            UserError: see `pending`; or bad input that `work` found, in which case the workdir is as it was.
         """
         inputs = json.loads(json.dumps(dict(inputs)))
         reason = self.pending(stage, inputs)
@@ -77,36 +80,42 @@ class Stages:
             self._say(f"{stage.name}: done before, skipped")
             return False
         self._say(f"{stage.name}: {reason}")
-        if self._writer:
-            self._begin(stage, inputs)
-        self._barrier()
-        work()
-        self._barrier()
-        if self._writer:
-            self._write(stage, inputs, finished=True)
-        self._barrier()
+        with self._attempt(stage, inputs):
+            work()
         return True
 
     def pending(self, stage: Stage, inputs: Mapping[str, Any]) -> str:
         """Why the stage has to run, in a few words; empty if it is done.
 
         Raises:
-            UserError: the inputs of a resumable stage changed.
+            UserError: the inputs of a resumable stage changed, or in place of an output lies what no run made.
         """
         record = self._read(stage.name)
+        self._refuse_foreign(stage, record)
         if record is None:
             return "starts"
         changed = difference(record["inputs"], inputs)
         if changed and stage.resumable:
-            raise UserError(
-                f"{stage.name} in {self.workdir} began otherwise: {changed}; put it back or set another workdir"
-            )
+            raise self._changed(stage, changed)
         if changed:
             return f"made again, for {changed}"
         if not record["finished"]:
             return "goes on where it was cut off" if stage.resumable else "was cut off and starts again"
         gone = [output for output in stage.outputs if not (self.workdir / output).exists()]
         return f"made again, for {gone[0]} is gone" if gone else ""
+
+    def refuse_changes(self, stage: Stage, known: Mapping[str, Any]) -> None:
+        """Refuses other inputs than those that a stage began with; `known` need not hold all of them.
+
+        Raises:
+            UserError: names the first that changed.
+        """
+        record = self._read(stage.name)
+        if record is None:
+            return
+        began = {name: value for name, value in record["inputs"].items() if name in known}
+        if changed := difference(began, json.loads(json.dumps(dict(known)))):
+            raise self._changed(stage, changed)
 
     def digest(self, name: str) -> str:
         """Digest of a finished stage's inputs, itself an input of the stages after it.
@@ -119,14 +128,53 @@ class Stages:
             raise UserError(f"{self.workdir} holds no finished {name}; run python -m chopjax.{name} first")
         return files.digest(record["inputs"])
 
-    def _begin(self, stage: Stage, inputs: Mapping[str, Any]) -> None:
-        self._write(stage, inputs, finished=False)
+    @contextlib.contextmanager
+    def _attempt(self, stage: Stage, inputs: Mapping[str, Any]) -> Iterator[None]:
+        """Keeps the record around the work, and what was made before aside until the work has ended well."""
+        before = self._read(stage.name)
+        aside = {} if stage.resumable else {self.workdir / output: self._aside(output) for output in stage.outputs}
+        if self._writer:
+            self._write(stage, inputs, finished=False)
+            for path, kept in aside.items():
+                _move(path, kept)
+        self._barrier()
+        try:
+            yield
+        except UserError:
+            if self._writer:
+                for path, kept in aside.items():
+                    _move(kept, path)
+                self._restore(stage, before)
+            raise
+        self._barrier()
+        if self._writer:
+            self._write(stage, inputs, finished=True)
+            for kept in aside.values():
+                _remove(kept)
+        self._barrier()
+
+    def _changed(self, stage: Stage, changed: str) -> UserError:
+        return UserError(
+            f"{stage.name} in {self.workdir} began otherwise: {changed}; put it back or set another workdir"
+        )
+
+    def _refuse_foreign(self, stage: Stage, record: dict[str, Any] | None) -> None:
+        ours = record["outputs"] if record else []
         for output in () if stage.resumable else stage.outputs:
-            path = self.workdir / output
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            if output not in ours and (self.workdir / output).exists():
+                raise UserError(
+                    f"{self.workdir / output} is there, but was not made by {stage.name} of this run; move it away"
+                )
+
+    def _restore(self, stage: Stage, record: dict[str, Any] | None) -> None:
+        if record is None:
+            self._record(stage.name).unlink()
+        else:
+            files.write_json(self._record(stage.name), {"stage": stage.name, **record})
+
+    def _aside(self, output: str) -> pathlib.Path:
+        path = self.workdir / output
+        return path.with_name(f".{path.name}.before")
 
     def _write(self, stage: Stage, inputs: Mapping[str, Any], finished: bool) -> None:
         record = {"stage": stage.name, "finished": finished, "outputs": list(stage.outputs), "inputs": inputs}
@@ -138,12 +186,30 @@ class Stages:
             return None
         try:
             record = json.loads(path.read_text())
-            return {"finished": bool(record["finished"]), "inputs": dict(record["inputs"])}
+            return {
+                "finished": bool(record["finished"]),
+                "outputs": list(record["outputs"]),
+                "inputs": dict(record["inputs"]),
+            }
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no record of a stage; remove it to make {name} again") from error
 
     def _record(self, name: str) -> pathlib.Path:
         return self.workdir / "stages" / f"{name}.json"
+
+
+def _move(path: pathlib.Path, to: pathlib.Path) -> None:
+    """`path` in place of `to`, where nothing is left if there is no `path`."""
+    _remove(to)
+    if path.exists():
+        path.rename(to)
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

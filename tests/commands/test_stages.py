@@ -78,6 +78,46 @@ def test_cut_off_stage_starts_again_from_nothing(tmp_path: pathlib.Path) -> None
     assert not (tmp_path / "parts" / "half").exists()
 
 
+def test_bad_input_leaves_what_was_made_before(tmp_path: pathlib.Path) -> None:
+    run = Run(tmp_path)
+    run({"seed": 1})
+    (tmp_path / "parts" / "dear").write_text("made by the first run")
+    before = contents(tmp_path)
+
+    def work() -> None:
+        run.work()
+        raise UserError("no such thing")
+
+    with pytest.raises(UserError, match="no such thing"):
+        run.stages.run(PLAN, {"seed": 2}, work)
+    assert contents(tmp_path) == before
+    assert not run({"seed": 1})  # still done
+    with pytest.raises(UserError, match="no such thing"):
+        run.stages.run(TRAIN, {"train.steps": 5}, work)
+    assert contents(tmp_path).keys() == before.keys()  # so that the mended input is not refused as a change
+
+
+def test_what_no_run_made_is_not_touched(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "plan.json").write_text("by hand")
+    with pytest.raises(UserError, match=r"plan.json is there, but was not made by plan of this run; move it away"):
+        Run(tmp_path)({"seed": 1})
+    assert contents(tmp_path) == {"plan.json": b"by hand"}
+
+
+def test_some_inputs_are_looked_at_before_the_others_are_known(tmp_path: pathlib.Path) -> None:
+    run = Run(tmp_path)
+    run.stages.refuse_changes(TRAIN, {"seed": 1})
+    run({"seed": 1, "rows": ["a"]}, TRAIN)
+    run.stages.refuse_changes(TRAIN, {"seed": 1})
+    with pytest.raises(UserError, match="began otherwise: seed was 1 and is 2"):
+        run.stages.refuse_changes(TRAIN, {"seed": 2})
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+    """Every file under a folder, hidden ones too."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
 def test_resumable_stage_keeps_its_outputs_and_refuses_a_change(tmp_path: pathlib.Path) -> None:
     run = Run(tmp_path)
     interrupted(run, TRAIN, {"train.steps": 5})
