@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hf.families_under_test import FAMILIES, save_random, small_hf_config
+from models.random_params import random_params
 
 from chopjax.errors import UserError
 from chopjax.evaluate.generate import Sampling, generate, sample
-from chopjax.hf.checkpoint import load_params, open_checkpoint
+from chopjax.hf.checkpoint import open_checkpoint
+from chopjax.hf.reading import load_params
 from chopjax.models.config import LayerKind, ModelConfig
-from chopjax.models.decoder import forward, init_params, logits
+from chopjax.models.decoder import forward, logits
 
 VOCAB = 37
 CONFIG = ModelConfig(
@@ -26,9 +28,8 @@ CONFIG = ModelConfig(
     positions=64,
     kinds=(LayerKind(), LayerKind(window=4)),
     kind_of_layer=(0, 1, 0),
-    initializer_range=0.4,
 )
-PARAMS = init_params(CONFIG, jax.random.key(0))
+PARAMS = random_params(CONFIG)
 PROMPTS = [[3], [5, 1, 30, 7, 7, 2, 19], list(range(4, 23)), [11, 12]]
 
 
@@ -140,11 +141,11 @@ def test_real_model_equals_transformers_token_for_token(smollm2_folder: Path) ->
     )
     checkpoint = open_checkpoint(smollm2_folder)
     params = load_params(checkpoint, dtype=jnp.float32)
-    texts = ["The capital of France is", "def fibonacci(n):\n", "Once upon a time, in a small village by the sea,"]
+    texts = ["def fibonacci(n):\n", "Once upon a time, in a small village by the sea,"]
     prompts = [tokenizer(text)["input_ids"] for text in texts]
     expected = []
     for prompt in prompts:
         with torch.no_grad():
-            row = model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=None)
+            row = model.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False, eos_token_id=None)
         expected.append(row[0, len(prompt) :].tolist())
-    assert generate(checkpoint.config, params, prompts, 24) == expected
+    assert generate(checkpoint.config, params, prompts, 16) == expected

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models.random_params import random_params
 
 from chopjax.errors import UserError
 from chopjax.evaluate.perplexity import evaluate_rows, rolling_perplexity, rolling_windows
 from chopjax.models.config import LayerKind, ModelConfig
-from chopjax.models.decoder import forward, init_params, logits
+from chopjax.models.decoder import forward, logits
 
 VOCAB = 37
 CONFIG = ModelConfig(
@@ -27,12 +28,9 @@ CONFIG = ModelConfig(
     positions=64,
     kinds=(LayerKind(), LayerKind(window=4)),
     kind_of_layer=(0, 1, 0),
-    initializer_range=0.4,
 )
-TEACHER = ModelConfig(
-    layers=2, embed=13, kv_heads=1, q_per_kv=2, head_dim=4, mlp=9, vocab=VOCAB, positions=64, initializer_range=0.5
-)
-PARAMS, TEACHER_PARAMS = init_params(CONFIG, jax.random.key(0)), init_params(TEACHER, jax.random.key(1))
+TEACHER = ModelConfig(layers=2, embed=13, kv_heads=1, q_per_kv=2, head_dim=4, mlp=9, vocab=VOCAB, positions=64)
+PARAMS, TEACHER_PARAMS = random_params(CONFIG), random_params(TEACHER, seed=1)
 
 
 @jax.jit
