@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 MASKED = -1e30
 
 Pin = Callable[[Array, tuple[str | None, ...]], Array]
-Parts = dict[str, Float[Array, ""]]
+Parts = dict[str, Array]
 Teacher = tuple[Float[Array, "batch length teacher_embed"], Float[Array, "teacher_embed vocab"]]
 
 
@@ -97,8 +97,8 @@ def sums(
         values, _ = _chunk(terms, pin, chunk, unembed, teacher_unembed, gradient=False)
         return _add(parts, values, chunk["weights"]), None
 
-    parts, _ = jax.lax.scan(step, _zero_parts(teacher), chunks)
-    return _total(terms, parts), parts
+    by_place, _ = jax.lax.scan(step, _zero_parts(plan, pin, teacher), chunks)
+    return _total(terms, by_place)
 
 
 def _sums_and_gradients(
@@ -110,23 +110,24 @@ def _sums_and_gradients(
     def step(carry: tuple[Parts, Array], chunk: dict[str, Array]) -> tuple[tuple[Parts, Array], Array]:
         parts, d_unembed = carry
         values, d_logits = _chunk(terms, pin, chunk, whole, teacher_unembed, gradient=True)
-        d_logits = (d_logits * chunk["weights"][..., None]).astype(hidden.dtype)
+        d_logits = (d_logits * chunk["weights"][:, None]).astype(hidden.dtype)
         d_hidden = pin(_product("tv,ev->te", d_logits, whole).astype(hidden.dtype), ("batch", None))
         by_shard = (array.reshape(plan.shards, -1, array.shape[1]) for array in (chunk["hidden"], d_logits))
         d_unembed = pin(d_unembed + _product("ste,stv->sev", *by_shard), ("batch", None, "vocab"))
         return (_add(parts, values, chunk["weights"]), d_unembed), d_hidden
 
-    start = _zero_parts(teacher), pin(jnp.zeros((plan.shards, embed, vocab), jnp.float32), ("batch", None, "vocab"))
-    (parts, d_unembed), d_hidden = jax.lax.scan(step, start, chunks)
+    zeros = jnp.zeros((plan.shards, embed, vocab), jnp.float32)
+    start = _zero_parts(plan, pin, teacher), pin(zeros, ("batch", None, "vocab"))
+    (by_place, d_unembed), d_hidden = jax.lax.scan(step, start, chunks)
     gradients = plan.join(d_hidden, hidden.shape[1]), d_unembed.sum(0).astype(unembed.dtype)
-    return (_total(terms, parts), parts), gradients
+    return _total(terms, by_place), gradients
 
 
 def _scale_gradients(
     terms: Terms, plan: Plan, pin: Pin, gradients: tuple[Array, Array], cotangent: tuple[Array, Parts]
 ) -> tuple[Array, Array, None, None, None]:
     total, _ = cotangent  # the parts are for reports
-    d_hidden, d_unembed = (gradient * total.astype(gradient.dtype) for gradient in gradients)
+    d_hidden, d_unembed = ((gradient.astype(jnp.float32) * total).astype(gradient.dtype) for gradient in gradients)
     return d_hidden, d_unembed, None, None, None
 
 
@@ -185,15 +186,17 @@ def _product(equation: str, left: Array, right: Array) -> Array:
     return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
 
 
-def _zero_parts(teacher: Any) -> Parts:
+def _zero_parts(plan: Plan, pin: Pin, teacher: Any) -> Parts:
+    """Sums of each term for each place in a chunk, so that devices add theirs up only once, after the last chunk."""
     names = ("next_token", "z_loss") if teacher is None else ("next_token", "z_loss", "kl")
-    return {name: jnp.zeros((), jnp.float32) for name in names}
+    return {name: pin(jnp.zeros(plan.rows * plan.positions, jnp.float32), ("batch",)) for name in names}
 
 
-def _add(parts: Parts, values: dict[str, Array], weights: Array) -> Parts:
-    return {name: parts[name] + jnp.sum(values[name] * weights) for name in parts}
+def _add(parts: Parts, values: Parts, weights: Float[Array, "token"]) -> Parts:
+    return {name: parts[name] + values[name] * weights for name in parts}
 
 
-def _total(terms: Terms, parts: Parts) -> Array:
+def _total(terms: Terms, by_place: Parts) -> tuple[Float[Array, ""], Parts]:
+    parts = {name: jnp.sum(values) for name, values in by_place.items()}
     total = terms.next_token * parts["next_token"] + terms.z_loss * parts["z_loss"]
-    return total + terms.kl * parts["kl"] if "kl" in parts else total
+    return (total + terms.kl * parts["kl"] if "kl" in parts else total), parts

@@ -12,7 +12,7 @@ from chopjax.models.config import LayerKind, ModelConfig
 from chopjax.models.layers import Leaves, Linear, Mlp, Norm
 from chopjax.models.rope import rotate
 
-Constrain = Callable[[Array, tuple[str, ...]], Array]
+Constrain = Callable[[Array, tuple[str | None, ...]], Array]
 """Pins an activation's sharding by the names of its axes; the identity where there is no mesh."""
 
 Masks = Mapping[str, Array]

@@ -76,7 +76,8 @@ class Decoder(nnx.Module):
     ) -> Output:
         """See `forward`."""
         masks = dict(masks or {})
-        x = self.embed.table[...][tokens]
+        # Gathered before the lookup: else the lookup's gradient would gather whole activations instead.
+        x = constrain(self.embed.table[...], ("vocab", None))[tokens]
         x = embedded = constrain(masked(x, masks.get("embed")), RESIDUAL)
         where, cache_places = _places(self.config, tokens, positions, segment_ids, cache)
         shared = {name: masks.pop(name) for name in ("embed", "vocab") if name in masks}

@@ -28,7 +28,7 @@ ComputeDtype = Literal["float32", "bfloat16"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step changes.
+    """All that a step changes; or the shardings, or the shapes, of all of it.
 
     Attributes:
         step: number of steps done, int32.
@@ -36,8 +36,8 @@ class TrainState:
         opt_state: the optimizer's state.
     """
 
-    step: Int[Array, ""]
-    params: Params
+    step: Any
+    params: Any
     opt_state: Any
 
 
@@ -206,27 +206,25 @@ def _sums(
 ) -> tuple[Array, Metrics]:
     """The total loss of a micro-batch, and sums for reports: `loss`, its parts, and `tokens`."""
     labels, weights = labels_and_weights(batch["tokens"], batch["segment_ids"])
-    pins = {"constrain": models.constrain} if models.constrain else {}
-    inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
-    hidden = decoder.forward(models.student, params, *inputs, remat=remat, **pins).hidden
-    targets = None, None
+    pin = models.constrain or _unpinned
+
+    def outputs(config: ModelConfig, params: Params, remat: str) -> tuple[Array, Array]:
+        inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
+        hidden = decoder.forward(config, params, *inputs, remat=remat, constrain=pin).hidden
+        return hidden, decoder.unembedding(config, params)
+
+    targets: tuple[Array, ...] = ()
     if models.teacher is not None and teacher is not None:
-        targets = jax.lax.stop_gradient(
-            (
-                decoder.forward(models.teacher, teacher, *inputs, **pins).hidden,
-                decoder.unembedding(models.teacher, teacher),
-            )
-        )
+        targets = outputs(models.teacher, jax.lax.stop_gradient(teacher), "none")
     total, parts = chunked_loss(
         loss,
-        hidden,
-        decoder.unembedding(models.student, params),
+        *outputs(models.student, params, remat),
         labels,
         weights,
         *targets,
         vocab_tokens=models.vocab_tokens,
         shards=models.constrain.batch_shards if models.constrain else 1,
-        constrain=models.constrain,
+        constrain=pin,
     )
     return total, {"loss": jax.lax.stop_gradient(total), "tokens": jnp.sum(weights), **parts}
 
@@ -255,6 +253,10 @@ def _accumulate(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jax.tree.map(lambda x: x[0], micros))
     )
     return jax.lax.scan(lambda carry, micro: (jax.tree.map(jnp.add, carry, one(micro)), None), zeros, micros)[0]
+
+
+def _unpinned(array: Array, axes: tuple[str | None, ...]) -> Array:
+    return array
 
 
 def _cast(tree: Any, dtype: jax.typing.DTypeLike) -> Any:

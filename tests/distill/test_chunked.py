@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from chopjax.distill.chunked import Plan
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(1, 50), st.integers(1, 6), st.sampled_from([1, 2, 3]), st.integers(1, 13))
 def test_split_and_join(chunk: int, rows_of_shard: int, shards: int, length: int) -> None:
     batch = rows_of_shard * shards
