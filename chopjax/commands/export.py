@@ -1,19 +1,18 @@
 """The healed model as a stock Hugging Face folder."""
 
 import functools
+import os
 from typing import Any
 
 from chopjax.commands import heal
 from chopjax.commands import plan as planning
-from chopjax.commands.run import EXPORT, Run, begin
+from chopjax.commands.run import Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
 from chopjax.hf.card import model_card
 from chopjax.hf.families import target_family
 from chopjax.hf.writing import export_params
 from chopjax.report.reader import read_metrics
-
-STAGE = Stage("export", (EXPORT,))
 
 
 def main(chosen: Settings) -> None:
@@ -28,7 +27,8 @@ def make(run: Run) -> None:
         UserError: the run was not trained yet; the folder is there and was not made by this run.
     """
     inputs = run.settings.dotted("export") | {"train": run.stages.digest("train")}
-    run.stage(STAGE, inputs, functools.partial(_work, run))
+    stage = Stage("export", (os.path.relpath(run.export_folder, run.workdir),))
+    run.stage(stage, inputs, functools.partial(_work, run))
 
 
 def _work(run: Run) -> None:

@@ -10,6 +10,7 @@ import optax
 
 from chopjax.chop.apply import chop_params
 from chopjax.chop.optimizer_state import chop_optimizer_state
+from chopjax.commands import plan as planning
 from chopjax.commands.run import Run
 from chopjax.commands.stages import Stage
 from chopjax.commands.watch import Phase, Watch
@@ -20,6 +21,7 @@ from chopjax.models.decoder import abstract_params
 from chopjax.models.parameters import declare
 from chopjax.train import optimizers
 from chopjax.train.checkpoints import Checkpoints
+from chopjax.train.config import OptimizerConfig
 from chopjax.train.loop import train
 from chopjax.train.schedules import make_schedule
 from chopjax.train.step import (
@@ -46,6 +48,15 @@ def make(run: Run) -> None:
         UserError: the workdir holds a run that began otherwise.
     """
     run.stage(STAGE, _identity(run), functools.partial(_work, run))
+
+
+def check(run: Run) -> None:
+    """Refuses, before anything is made anew, settings and models other than those that training began with.
+
+    Raises:
+        UserError: names the first that changed.
+    """
+    run.stages.refuse_changes(STAGE, _known(run))
 
 
 def trained_params(run: Run) -> tuple[int, dict[str, Any]]:
@@ -118,14 +129,20 @@ def _compiled(run: Run, phase: Phase, optimizer: optax.GradientTransformation, t
         phase.config, run.teacher.config if teacher is not None else None, run.tokenizer.vocab, run.constrain
     )
     how = StepConfig(chosen.accumulate, chosen.compute_dtype, chosen.remat)
-    step = make_step(models, phase.loss, how, optimizer, make_schedule(run.settings.optimizer.schedule))
+    step = make_step(models, phase.loss, how, optimizer, make_schedule(_optimizer_config(run).schedule))
     shardings = state_shardings(phase.config, optimizer, run.mesh, run.fallbacks)
     teacher_shardings = jax.tree.map(lambda p: p.sharding, teacher)
     return compile_step(step, shardings, teacher_shardings, run.mesh)
 
 
 def _optimizer(run: Run, config: ModelConfig) -> optax.GradientTransformation:
-    return optimizers.build(run.settings.optimizer, declare(config))
+    return optimizers.build(_optimizer_config(run), declare(config))
+
+
+def _optimizer_config(run: Run) -> OptimizerConfig:
+    """The optimizer, its schedule spread over all steps of the run, those before the chop too."""
+    chosen, steps = run.settings.optimizer, run.settings.train.steps_before_chop + run.settings.train.steps
+    return dataclasses.replace(chosen, schedule=dataclasses.replace(chosen.schedule, steps=steps))
 
 
 def _abstract_state(run: Run, config: ModelConfig, optimizer: optax.GradientTransformation) -> TrainState:
@@ -153,12 +170,13 @@ def _checkpoints(run: Run, folder: str) -> Checkpoints:
 
 def _identity(run: Run) -> dict[str, Any]:
     """All that decides what is learnt."""
-    return run.settings.identity("seed", "train", "optimizer", "loss", "data") | {
-        "student": run.stages.digest("chop"),
-        "source": run.source_print,
-        "teacher": run.teacher_print if run.settings.loss.kl else "none",
-        "rows": [part.digest for part in run.data.parts],
-    }
+    return _known(run) | {"rows": [part.digest for part in run.data.parts]}
+
+
+def _known(run: Run) -> dict[str, Any]:
+    """Of that, what is known before any text is read."""
+    teacher = {"teacher": run.teacher_print if run.settings.loss.kl else "none"}
+    return run.settings.identity("seed", "train", "optimizer", "loss", "data") | planning.inputs(run) | teacher
 
 
 def _with_chunk(run: Run, loss: LossConfig) -> LossConfig:

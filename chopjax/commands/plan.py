@@ -2,10 +2,14 @@
 
 import functools
 import pathlib
+from typing import Any
+
+import numpy as np
 
 from chopjax import files
+from chopjax.axes import AROUND
 from chopjax.chop.apply import chop_config
-from chopjax.chop.build import build_plan
+from chopjax.chop.build import Scores, axes_to_score, build_plan
 from chopjax.chop.plan import Plan, check_source
 from chopjax.commands import score
 from chopjax.commands.run import PLAN, Run, begin
@@ -32,16 +36,33 @@ def make(run: Run) -> None:
     Raises:
         UserError: a plan that no model, mesh or stock class could follow.
     """
-    chosen = run.settings.plan
-    inputs = run.settings.dotted("plan") | {"source": run.source_print}
-    if chosen.file:
-        inputs["plan.file (contents)"] = files.fingerprint(chosen.file)
-    elif score.needed(run):
-        inputs["scores"] = run.stages.digest("score")
-    run.stage(STAGE, inputs, functools.partial(_work, run))
-    _check(run, run.plan)
-    for line in describe(run.plan):
+    scores = {"scores": run.stages.digest("score")} if score.needed(run) else {}
+    run.stage(STAGE, inputs(run) | scores, functools.partial(_work, run))
+    note = _check(run, run.plan)
+    student = chop_config(run.source.config, run.plan)
+    run.say(f"plan: {count(run.source.config):,} -> {count(student):,} parameters")
+    for line in [*describe(run.plan), *([note] if note else [])]:
         run.say(f"plan: {line}")
+
+
+def check(run: Run) -> None:
+    """Says what is wrong with the plan before anything slow starts: which sizes it keeps does not depend on scores.
+
+    Raises:
+        UserError: as `make`.
+    """
+    sizes = run.source.config.sizes
+    axes = axes_to_score(run.settings.plan, sizes)
+    _check(run, _build(run, {axis: np.zeros([sizes[name] for name in (*AROUND[axis], axis)]) for axis in axes}))
+
+
+def inputs(run: Run) -> dict[str, Any]:
+    """What decides the plan, as far as it is known before there are rows and scores."""
+    file = run.settings.plan.file
+    inputs = run.settings.dotted("plan") | {"source": run.source_print}
+    if file:
+        return inputs | {"plan.file (contents)": files.fingerprint(file)}
+    return inputs | (run.settings.dotted("score") if score.needed(run) else {})
 
 
 def describe(plan: Plan) -> list[str]:
@@ -55,15 +76,17 @@ def describe(plan: Plan) -> list[str]:
 
 
 def _work(run: Run) -> None:
-    chosen = run.settings.plan
-    if chosen.file:
-        plan = _read(pathlib.Path(chosen.file))
-    else:
-        scores = score.read(run) if score.needed(run) else {}
-        plan = build_plan(chosen, run.source.config.sizes, scores, run.settings.source)
+    plan = _build(run, score.read(run) if score.needed(run) else {})
     _check(run, plan)
     if run.writer:
         files.write_text(run.workdir / PLAN, plan.to_json() + "\n")
+
+
+def _build(run: Run, scores: Scores) -> Plan:
+    chosen = run.settings.plan
+    if chosen.file:
+        return _read(pathlib.Path(chosen.file))
+    return build_plan(chosen, run.source.config.sizes, scores, run.settings.source)
 
 
 def _read(file: pathlib.Path) -> Plan:
@@ -73,17 +96,15 @@ def _read(file: pathlib.Path) -> Plan:
         raise UserError(f"plan.file: {file} cannot be read ({error}); name a plan.json") from error
 
 
-def _check(run: Run, plan: Plan) -> None:
+def _check(run: Run, plan: Plan) -> str | None:
+    """Refuses a plan that cannot be followed; a note for the user if the student is of another family."""
     check_source(plan, run.source.config.sizes)
     words = run.tokenizer.vocab
     if "vocab" in plan.kept and plan.sizes["vocab"] < words:
         raise UserError(f"plan.vocab: keeps {plan.sizes['vocab']} rows, but the tokenizer has {words} tokens")
     student = chop_config(run.source.config, plan)
     run.check_mesh(student)
-    _, note = target_family(run.source.family, student)
-    run.say(f"plan: {count(run.source.config):,} -> {count(student):,} parameters")
-    if note:
-        run.say(f"plan: {note}")
+    return target_family(run.source.family, student)[1]
 
 
 def _ranges(numbers: list[int]) -> str:

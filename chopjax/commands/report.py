@@ -10,6 +10,7 @@ from chopjax import files
 from chopjax.commands import evaluate
 from chopjax.commands.run import Run, begin
 from chopjax.commands.settings import Settings
+from chopjax.commands.stages import Stage
 from chopjax.hf.checkpoint import open_checkpoint
 from chopjax.hf.safetensors import DTYPES
 from chopjax.report import page
@@ -17,25 +18,30 @@ from chopjax.report.figures import gap_closed, measure
 from chopjax.report.reader import read_run
 
 SUMMARY, REPORT = "summary.json", "report.html"
+STAGE = Stage("report", (SUMMARY, REPORT))
 
 
 def main(chosen: Settings) -> None:
     """Writes the summary and the report of a run that was evaluated."""
-    make(begin(chosen))
+    run = begin(chosen)
+    _write(run, _last_seconds(run))
 
 
-def make(run: Run, seconds: float | None = None) -> None:
-    """Writes `summary.json` and `report.html`.
+def make(run: Run, seconds: float) -> None:
+    """Writes `summary.json` and `report.html`, unless that was done from the same evaluation.
 
     Args:
         run: an evaluated run.
-        seconds: what the whole run took; that of the last summary if None.
+        seconds: what the whole run took.
     """
-    if not run.writer:
-        return
-    files.write_json(run.workdir / SUMMARY, summary(run, seconds))
-    page.write(run.workdir / REPORT, read_run(run.workdir))
-    run.say(f"report: {run.workdir / REPORT}")
+    run.stage(STAGE, {"evaluate": run.stages.digest("evaluate")}, lambda: _write(run, seconds))
+
+
+def _write(run: Run, seconds: float | None) -> None:
+    if run.writer:
+        files.write_json(run.workdir / SUMMARY, summary(run, seconds))
+        page.write(run.workdir / REPORT, read_run(run.workdir))
+        run.say(f"report: {run.workdir / REPORT}")
 
 
 def summary(run: Run, seconds: float | None) -> dict[str, Any]:
@@ -61,7 +67,7 @@ def summary(run: Run, seconds: float | None) -> dict[str, Any]:
         "perplexity": perplexity["healed"],
         "gap_closed": gap_closed(perplexity["teacher"], perplexity["chopped"], perplexity["healed"]),
         "tokens": steps * run.settings.train.batch * length,
-        "seconds": seconds if seconds is not None else _last_seconds(run),
+        "seconds": seconds,
         "length": length,
         "models": {name: dataclasses.asdict(figures) for name, figures in models.items()},
     }

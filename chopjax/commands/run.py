@@ -19,6 +19,7 @@ from chopjax.data.checks import check_tokenizers
 from chopjax.data.manifest import Manifest
 from chopjax.data.prepare import prepare_or_open
 from chopjax.data.tokenize import Tokenizer, load_tokenizer
+from chopjax.errors import UserError
 from chopjax.hf.checkpoint import Checkpoint, open_checkpoint
 from chopjax.hf.reading import load_params
 from chopjax.models.config import ModelConfig
@@ -30,13 +31,18 @@ PLAN, STUDENT, EXPORT = "plan.json", "student", "export"
 
 
 class Run:
-    """What a command works on. Made by `begin`, which also writes the resolved config."""
+    """What a command works on. Making one opens and writes nothing."""
 
     def __init__(self, chosen: Settings) -> None:
         self.settings = chosen
         self.workdir = pathlib.Path(chosen.workdir)
         self.writer = jax.process_index() == 0
         self.stages = Stages(self.workdir, writer=self.writer, barrier=self.barrier)
+
+    def begin(self) -> None:
+        """Writes the resolved config to the workdir."""
+        if self.writer:
+            settings.write(self.settings)
 
     def say(self, line: str) -> None:
         """Prints a line, once for all processes."""
@@ -106,8 +112,21 @@ class Run:
 
     @functools.cached_property
     def mesh(self) -> Mesh:
-        """The mesh over all devices."""
-        return make_mesh(self.settings.mesh)
+        """The mesh over all devices.
+
+        Raises:
+            UserError: its sizes do not make up the devices, or batches cannot be spread over it.
+        """
+        mesh, chosen = make_mesh(self.settings.mesh), self.settings
+        shards = Constrain(mesh).batch_shards
+        batches = {"train": chosen.train.batch, "score": chosen.score.batch, "evaluate": chosen.evaluate.batch}
+        for section, batch in batches.items():
+            if batch % shards:
+                raise UserError(
+                    f"{section}.batch is {batch}, which the {shards} parts of mesh.data x mesh.fsdp do not divide; "
+                    f"set a multiple of {shards}"
+                )
+        return mesh
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
@@ -152,6 +171,5 @@ class Run:
 def begin(chosen: Settings) -> Run:
     """A run whose resolved config is written to its workdir."""
     run = Run(chosen)
-    if run.writer:
-        settings.write(chosen)
+    run.begin()
     return run

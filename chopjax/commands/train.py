@@ -6,15 +6,17 @@ Each stage is skipped where the workdir holds what it would make, so a run that 
 import time
 
 from chopjax.commands import chop, evaluate, export, heal, plan, prepare_data, report, score, verify
-from chopjax.commands.run import begin
+from chopjax.commands.run import Run
 from chopjax.commands.settings import Settings
+from chopjax.data.checks import check_length
 
 
 def main(chosen: Settings) -> None:
     """Runs what is not done yet."""
     began = time.monotonic()
-    run = begin(chosen)
-    _ = run.source, run.teacher, run.mesh  # what is wrong with them is said before anything slow starts
+    run = Run(chosen)
+    _check(run)
+    run.begin()
     prepare_data.describe(run)
     if score.needed(run):
         score.make(run)
@@ -22,7 +24,18 @@ def main(chosen: Settings) -> None:
     chop.make(run)
     heal.make(run)
     export.make(run)
-    verify.check(run)
+    verify.make(run)
     if run.data.heldout():
         evaluate.make(run)
         report.make(run, time.monotonic() - began)
+
+
+def _check(run: Run) -> None:
+    """Says what is wrong with the models, the mesh and the plan before anything is written."""
+    run.check_mesh(run.teacher.config)
+    if score.needed(run) or run.settings.train.steps_before_chop:
+        run.check_mesh(run.source.config)
+    if run.settings.data.sources:
+        check_length(run.settings.data.length, run.source.config.positions)
+    plan.check(run)
+    heal.check(run)

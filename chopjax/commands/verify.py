@@ -7,12 +7,15 @@ import numpy as np
 from chopjax.commands import heal
 from chopjax.commands.run import EXPORT, Run, begin
 from chopjax.commands.settings import Settings
+from chopjax.commands.stages import Stage
 from chopjax.errors import UserError
 from chopjax.hf.checkpoint import open_checkpoint
 from chopjax.hf.reading import load_params
 from chopjax.hf.verify import verify_folder
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import forward, logits
+
+STAGE = Stage("verify", ())
 
 # Largest difference of logits over the largest logit: what rounding to the export's dtype may cost.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
@@ -29,6 +32,11 @@ def main(chosen: Settings) -> None:
         check(run)
     else:
         _report(chosen.export.folder)
+
+
+def make(run: Run) -> None:
+    """`check`, unless this export was found to be sound before."""
+    run.stage(STAGE, {"export": run.stages.digest("export")}, lambda: check(run))
 
 
 def check(run: Run) -> None:
