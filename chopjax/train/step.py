@@ -1,4 +1,4 @@
-"""The training step and the held-out step: pure functions of state, teacher and batch."""
+"""The training step: a pure function of state, teacher and batch."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from chopjax.data.labels import next_token_labels
 from chopjax.distill.losses import LossConfig, chunked_loss
 from chopjax.errors import UserError
 from chopjax.models import decoder
@@ -83,15 +84,6 @@ class Models:
     constrain: Constrain | None = None
 
 
-def labels_and_weights(
-    tokens: Int[Array, "batch length"], segment_ids: Int[Array, "batch length"]
-) -> tuple[Int[Array, "batch length"], Float[Array, "batch length"]]:
-    """The next token of each position, and 1 where it belongs to the same sequence (segment not 0), else 0."""
-    labels = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
-    following = jnp.pad(segment_ids[:, 1:], ((0, 0), (0, 1)))
-    return labels, ((following == segment_ids) & (segment_ids != 0)).astype(jnp.float32)
-
-
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step; `params` become float32 masters."""
     masters = _cast(params, jnp.float32)
@@ -143,23 +135,6 @@ def make_step(
     return step
 
 
-def make_evaluate_step(
-    models: Models, chunk: int, compute_dtype: ComputeDtype = "float32"
-) -> Callable[[Params, Params | None, Batch], Metrics]:
-    """The held-out step, a pure function (params, teacher_params, batch) → float32 sums over the batch's tokens.
-
-    `next_token` is the sum of the negative log-likelihoods in nats, `tokens` their number, and with a teacher `kl` the
-    sum of KL(teacher ‖ student), both unsoftened. Add up over batches, then divide.
-    """
-    loss = LossConfig(next_token=1.0, kl=float(models.teacher is not None), chunk=chunk)
-
-    def step(params: Params, teacher: Params | None, batch: Batch) -> Metrics:
-        _, total = _sums(models, loss, "none", _cast(params, jnp.dtype(compute_dtype)), teacher, batch)
-        return {name: total[name] for name in ("next_token", "kl", "tokens") if name in total}
-
-    return step
-
-
 def state_shardings(
     model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, fallbacks: Sequence[str] = ()
 ) -> TrainState:
@@ -192,20 +167,11 @@ def compile_step(
     )
 
 
-def compile_evaluate_step(
-    step: Callable[[Params, Params | None, Batch], Metrics], shardings: Any, teacher_shardings: Any, mesh: Mesh
-) -> jax.stages.Wrapped:
-    """What `make_evaluate_step` returned, under `jax.jit` with the shardings of student and teacher parameters."""
-    return jax.jit(
-        step, in_shardings=(shardings, teacher_shardings, batch_sharding(mesh)), out_shardings=replicated(mesh)
-    )
-
-
 def _sums(
     models: Models, loss: LossConfig, remat: str, params: Params, teacher: Params | None, batch: Batch
 ) -> tuple[Array, Metrics]:
     """The total loss of a micro-batch, and sums for reports: `loss`, its parts, and `tokens`."""
-    labels, weights = labels_and_weights(batch["tokens"], batch["segment_ids"])
+    labels, weights = next_token_labels(batch["tokens"], batch["segment_ids"])
     pin = models.constrain or _unpinned
 
     def outputs(config: ModelConfig, params: Params, remat: str) -> tuple[Array, Array]:

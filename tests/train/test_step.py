@@ -23,11 +23,8 @@ from chopjax.train.step import (
     Models,
     StepConfig,
     TrainState,
-    compile_evaluate_step,
     compile_step,
     init_state,
-    labels_and_weights,
-    make_evaluate_step,
     make_step,
     state_shardings,
 )
@@ -179,32 +176,6 @@ def test_lion_learns_without_a_teacher() -> None:
         losses.append(float(metrics["loss"]))
         assert "kl" not in metrics
     assert losses[-1] < losses[0] - 0.3
-
-
-def test_labels_stay_inside_their_sequence() -> None:
-    tokens = jnp.array([[5, 6, 7, 8, 9, 3, 0, 0]])
-    segments = jnp.array([[1, 1, 1, 2, 2, 3, 0, 0]])
-    labels, weights = labels_and_weights(tokens, segments)
-    assert labels[0, [0, 1, 3]].tolist() == [6, 7, 9]
-    assert weights[0].tolist() == [1, 1, 0, 1, 0, 0, 0, 0]
-
-
-def test_evaluation_adds_up_over_batches_and_meshes() -> None:
-    shape = MeshConfig(2, 2, 2, fallbacks=FALLBACKS)
-    mesh = make_mesh(shape)
-    alone = jax.jit(make_evaluate_step(models(), chunk=50))
-    shardings = [param_shardings(config, mesh, FALLBACKS) for config in (STUDENT, TEACHER)]
-    meshed = compile_evaluate_step(make_evaluate_step(models(constrain(mesh, FALLBACKS)), 50), *shardings, mesh)
-    student, teacher = (jax.device_put(params(c), s) for c, s in zip((STUDENT, TEACHER), shardings, strict=True))
-    rows = batch(16, seed=5)
-    whole = alone(params(STUDENT), params(TEACHER), rows)
-    halves = [
-        meshed(student, teacher, {name: value[part] for name, value in rows.items()})
-        for part in (slice(8), slice(8, None))
-    ]
-    assert set(whole) == {"next_token", "kl", "tokens"}
-    for name, value in whole.items():
-        np.testing.assert_allclose(halves[0][name] + halves[1][name], value, rtol=1e-5)
 
 
 INPUTS = ("tokens", "segment_ids", "positions")
