@@ -25,7 +25,7 @@ from chopjax.hf.reading import load_params
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import declare
 from chopjax.sharding import rules
-from chopjax.sharding.mesh import Constrain, make_mesh, param_shardings
+from chopjax.sharding.mesh import Constrain, join_processes, make_mesh, param_shardings
 
 PLAN, STUDENT, EXPORT = "plan.json", "student", "export"
 
@@ -35,6 +35,7 @@ class Run:
 
     def __init__(self, chosen: Settings) -> None:
         self.settings = chosen
+        join_processes(chosen.mesh)
         self.workdir = pathlib.Path(chosen.workdir)
         self.writer = jax.process_index() == 0
         self.stages = Stages(self.workdir, writer=self.writer, barrier=self.barrier)

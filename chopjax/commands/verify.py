@@ -10,10 +10,10 @@ from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
 from chopjax.errors import UserError
 from chopjax.hf.checkpoint import open_checkpoint
-from chopjax.hf.reading import load_params
 from chopjax.hf.verify import verify_folder
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import forward, logits
+from chopjax.sharding.mesh import replicated
 
 STAGE = Stage("verify", ())
 
@@ -47,17 +47,22 @@ def check(run: Run) -> None:
     _report(str(folder))
     exported = open_checkpoint(folder)
     _, params = heal.trained_params(run)
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, exported.config.vocab, (1, 16)), jnp.int32)
-    ours = _logits(run.student.config, params, tokens)
-    theirs = _logits(exported.config, load_params(exported, dtype=np.float32), tokens)
+    ours = _logits(run, run.student.config, params)
+    theirs = _logits(run, exported.config, run.load(exported, jnp.dtype(jnp.float32)))
     difference = float(np.abs(ours - theirs).max() / np.abs(ours).max())
     if not difference <= TOLERANCE[exported.dtype]:
         raise UserError(f"{folder}: its logits differ by {difference:.2g} of the largest from the run's; export again")
     run.say(f"verify: {folder} is sound; its logits are within {difference:.1e} of the run's float32 weights")
 
 
-def _logits(config: ModelConfig, params: dict, tokens: jax.Array) -> np.ndarray:
-    return np.asarray(jax.jit(lambda p, t: logits(config, p, forward(config, p, t).hidden))(params, tokens))
+def _logits(run: Run, config: ModelConfig, params: dict) -> np.ndarray:
+    """Logits of a few random tokens, from parameters on the mesh, on every host."""
+    tokens = np.random.default_rng(0).integers(0, config.vocab, (1, 16)).astype(np.int32)
+
+    def forwarded(params: dict, tokens: jax.Array) -> jax.Array:
+        return logits(config, params, forward(config, params, tokens).hidden)
+
+    return np.asarray(jax.jit(forwarded, out_shardings=replicated(run.mesh))(params, tokens))
 
 
 def _report(folder: str) -> None:

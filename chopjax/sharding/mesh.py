@@ -10,9 +10,31 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxtyping import Array
 
 from chopjax.axes import unflatten
+from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import declare
 from chopjax.sharding.rules import MESH_AXES, RULES, MeshConfig, assign
+
+
+def join_processes(config: MeshConfig) -> None:
+    """Joins the processes of several hosts into one, where the config says that there are several.
+
+    To be called before anything asks JAX for devices. JAX finds the others by itself on Cloud TPU, Slurm, Open MPI and
+    Kubernetes; elsewhere `jax.distributed.initialize` is to be called before, which this respects.
+
+    Raises:
+        UserError: JAX cannot find the others.
+    """
+    if not config.distributed or jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"mesh.distributed is set, but JAX cannot join the other processes ({reason}); "
+            "leave it out on a single host"
+        ) from error
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

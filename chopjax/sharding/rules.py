@@ -39,6 +39,7 @@ class MeshConfig:
         fsdp: parts of every parameter's `embed` axis; each works on its own rows too.
         tensor: parts of heads, MLP and vocabulary.
         fallbacks: axes that may be held whole (`kv_heads`: or split along `q_per_kv`) where they do not divide.
+        distributed: whether this process is one of several, each started with the same command on its own host.
 
     One of the three sizes may be -1: all devices that the others leave.
     """
@@ -47,6 +48,7 @@ class MeshConfig:
     fsdp: int = -1
     tensor: int = 1
     fallbacks: tuple[str, ...] = ()
+    distributed: bool = False
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.fallbacks if name not in FALLBACKS]
