@@ -4,6 +4,7 @@ Each is built from the declarations in `models.parameters`, with all layers of a
 layer's slice of its parameters, inside the scan. It computes in the dtype of the parameters that it is given.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,6 +27,34 @@ def parameter(leaf: Leaf, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(config.initializer_range * jax.random.normal(rngs.params(), shape, jnp.float32))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(
+    x: Float[Array, "batch length *inputs"], kernel: Float[Array, "*inputs_outputs"], contracted: int
+) -> Float[Array, "batch length *outputs"]:
+    """`jnp.tensordot` over `contracted` axes, with the kernel's gradient made in the kernel's own axis order.
+
+    JAX makes that gradient transposed and turns it round afterwards, for which XLA on CPUs copies activations against
+    their layout: half of the rate that the product itself reaches.
+    """
+    return jnp.tensordot(x, kernel, axes=contracted)
+
+
+def _product_forward(x: Array, kernel: Array, contracted: int) -> tuple[Array, tuple[Array, Array]]:
+    return product(x, kernel, contracted), (x, kernel)
+
+
+def _product_backward(contracted: int, kept: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    outputs = kernel.ndim - contracted
+    of_y, of_kernel = tuple(range(d_y.ndim - outputs, d_y.ndim)), tuple(range(contracted, kernel.ndim))
+    d_x = jax.lax.dot_general(d_y, kernel, ((of_y, of_kernel), ((), ())))
+    tokens = tuple(range(x.ndim - contracted))
+    return d_x, jax.lax.dot_general(x, d_y, ((tokens, tokens), ((), ())))
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
 class Linear(nnx.Module):
     """A product that contracts the declared input axes, whatever their number, plus an optional bias."""
 
@@ -35,8 +64,7 @@ class Linear(nnx.Module):
         self.bias = parameter(leaves["bias"], config, rngs) if "bias" in leaves else None
 
     def __call__(self, x: Float[Array, "batch length *inputs"]) -> Float[Array, "batch length *outputs"]:
-        kernel = self.kernel[...]
-        y = jnp.tensordot(x, kernel, axes=self.contracted)
+        y = product(x, self.kernel[...], self.contracted)
         return y if self.bias is None else y + jnp.broadcast_to(self.bias[...], y.shape)
 
 
