@@ -231,7 +231,7 @@ def _evaluation(batches: Iterator[Sums]) -> Evaluation:
     nll = totals["next_token"] / tokens
     kl = totals["kl"] / tokens if "kl" in totals else None
     # A broken model is reported as such rather than by an overflow.
-    perplexity = math.exp(nll) if nll < 700 else math.inf
+    perplexity = math.inf if nll > 700 else math.exp(nll)
     return Evaluation(nll, perplexity, kl, int(tokens))
 
 

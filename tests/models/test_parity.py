@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("torch")
@@ -26,6 +26,7 @@ TOLERANCE = 1e-4
 LENGTH = 13
 # The sequence is longer than the model's positions, than the original ones (a quarter of them), or than neither.
 POSITIONS = (8, 40, 100)
+HEALTH = list(HealthCheck)
 
 
 def _logits(config: ModelConfig, params: Params, tokens: np.ndarray) -> np.ndarray:
@@ -48,9 +49,10 @@ def _difference(found: np.ndarray, model: Any, tokens: np.ndarray) -> float:
 @pytest.mark.parametrize("rope", ["default", "linear", "dynamic", "llama3", "yarn", "longrope"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_random_model_equals_transformers(family: str, rope: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    # The first example is the simplest one, the second another for each family and rule, the same in every run.
+    # The first example is the simplest one, the second another for each family and rule, the same in every run;
+    # neither is made simpler on failure, which would compile for minutes.
     @seed(zlib.crc32(f"{family} {rope}".encode()))
-    @settings(max_examples=2, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=2, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=HEALTH)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         chosen = data.draw(options(family)) | {"rope": rope, "positions": data.draw(st.sampled_from(POSITIONS))}
