@@ -27,13 +27,15 @@ def plain_checkpoint(
     model_type: str = "llama",
     dtype: str = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    seed: int = 7,
+    scale: float = 1.0,
 ) -> Path:
-    """A folder with random weights; returns it."""
+    """A folder with normal random weights of standard deviation `scale`; returns it."""
     family = FAMILIES[model_type]
-    random = np.random.default_rng(7)
+    random = np.random.default_rng(seed)
 
     def lazy(name: str, shape: tuple[int, ...]) -> LazyTensor:
-        return LazyTensor(name, DTYPES[dtype], shape, lambda: random.normal(size=shape).astype(DTYPES[dtype]))
+        return LazyTensor(name, DTYPES[dtype], shape, lambda: (scale * random.normal(size=shape)).astype(DTYPES[dtype]))
 
     tensors = [lazy(tensor.name, tensor.shape) for tensor in family.tensors(config)]
     raw = {"bos_token_id": 1, "eos_token_id": 2, "attention_dropout": 0.0}

@@ -1,0 +1,27 @@
+"""One tiny model, text and recipe for all runs."""
+
+import pathlib
+import shutil
+
+import pytest
+from end_to_end import runs
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> runs.Place:
+    """Read only."""
+    return runs.Place.make(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture(scope="session")
+def chopped(place: runs.Place, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A workdir in which everything before training is done; copy it."""
+    workdir = tmp_path_factory.mktemp("chopped") / "run"
+    runs.done(place, "chop", place.arguments(workdir))
+    return workdir
+
+
+@pytest.fixture
+def copied(chopped: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of it."""
+    return pathlib.Path(shutil.copytree(chopped, tmp_path / "run"))

@@ -1,0 +1,76 @@
+"""The whole flow in two processes that share the workdir, as on two hosts: the same losses, one set of files."""
+
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from end_to_end import runs
+
+from chopjax.axes import flatten
+from chopjax.hf.checkpoint import open_checkpoint
+from chopjax.hf.reading import load_params
+
+# On a TPU pod JAX finds the other processes by itself; here they are told of each other before the command begins.
+SCRIPT = """
+import os, sys, traceback
+import jax
+port, process, cache = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+jax.config.update("jax_num_cpu_devices", 1)
+jax.config.update("jax_compilation_cache_dir", cache)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
+from chopjax.commands import cli
+sys.argv = ["train", *sys.argv[4:]]
+try:
+    cli.run("train")
+except BaseException:
+    traceback.print_exc()
+    os._exit(1)  # else it would wait for the other process, which waits for it
+"""
+
+
+@pytest.fixture(scope="module")
+def together(place: runs.Place, tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, list[str]]:
+    """A finished workdir, and what each process said."""
+    workdir = tmp_path_factory.mktemp("together") / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = place.arguments(workdir, "mesh.distributed=True")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(port), str(process), str(place.cache), *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    return workdir, outputs
+
+
+def test_two_processes_learn_what_one_learns(
+    place: runs.Place, together: tuple[pathlib.Path, list[str]], tmp_path: pathlib.Path
+) -> None:
+    runs.done(place, "train", place.arguments(tmp_path / "alone"))
+    ours, theirs = runs.metrics(together[0]), runs.metrics(tmp_path / "alone")
+    assert [line.keys() for line in ours] == [line.keys() for line in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    exports = [open_checkpoint(folder / "export") for folder in (together[0], tmp_path / "alone")]
+    assert exports[0].raw_config == exports[1].raw_config
+    leaves = [flatten(load_params(export)) for export in exports]
+    for path in leaves[0]:
+        np.testing.assert_allclose(leaves[0][path], leaves[1][path], rtol=0, atol=2e-5)
+
+
+def test_only_the_first_process_speaks_and_writes(together: tuple[pathlib.Path, list[str]]) -> None:
+    workdir, outputs = together
+    assert "train: starts" in outputs[0]
+    assert not [line for line in outputs[1].splitlines() if not line.startswith(("[Gloo]", "verify: "))]
+    assert (workdir / "report.html").exists()
+    assert not [file for file in workdir.rglob("*") if file.name.startswith(".")]
