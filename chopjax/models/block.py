@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from chopjax.models.attention import attention, visible
+from chopjax.models.attention import Places, attention
 from chopjax.models.config import LayerKind, ModelConfig
 from chopjax.models.layers import Leaves, Linear, Mlp, Norm
 from chopjax.models.rope import rotate
@@ -24,10 +24,8 @@ RESIDUAL = ("batch", "length", "embed")
 class Tokens(NamedTuple):
     """Where the queries and the keys stand, and the rotation of the new positions."""
 
-    q_positions: Int[Array, "batch length"]
-    q_segments: Int[Array, "batch length"]
-    kv_positions: Int[Array, "batch source"]
-    kv_segments: Int[Array, "batch source"]
+    queries: Places
+    keys: Places
     cos: Float[Array, "batch length pairs"]
     sin: Float[Array, "batch length pairs"]
 
@@ -69,13 +67,11 @@ class Attention(nnx.Module):
             k = jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), at)
             v = jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), at)
             cache = KeysValues(k, v, cache.start + x.shape[1])
-        return self._attend(q, k, v, tokens, kind), cache
+        return self._attend(q, k, v, tokens, kind, in_order=cache is None), cache
 
-    def _attend(self, q: Array, k: Array, v: Array, tokens: Tokens, kind: Int[Array, ""]) -> Array:
+    def _attend(self, q: Array, k: Array, v: Array, tokens: Tokens, kind: Int[Array, ""], in_order: bool) -> Array:
         def of_kind(layer: LayerKind) -> Callable[[Array, Array, Array], Array]:
-            positions = tokens.q_positions, tokens.kv_positions
-            mask = visible(*positions, tokens.q_segments, tokens.kv_segments, layer.window)
-            return lambda q, k, v: attention(q, k, v, mask)
+            return lambda q, k, v: attention(q, k, v, tokens.queries, tokens.keys, layer.window, in_order)
 
         # The few kinds are compiled statically and picked at run time: a traced window could not drive a fused kernel.
         branches = [of_kind(layer) for layer in self.kinds]

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
 
 from chopjax.axes import flatten, unflatten
+from chopjax.models.attention import Places
 from chopjax.models.block import RESIDUAL, Block, Constrain, KeysValues, Masks, Tokens, masked
 from chopjax.models.config import ModelConfig
 from chopjax.models.layers import Norm, parameter
@@ -31,8 +32,7 @@ class Cache(NamedTuple):
     """Keys, values and their places for sampling; segment 0 marks slots not yet written."""
 
     layers: KeysValues
-    positions: Int[Array, "batch source"]
-    segment_ids: Int[Array, "batch source"]
+    places: Places
 
 
 class Output(NamedTuple):
@@ -79,7 +79,7 @@ class Decoder(nnx.Module):
         # Gathered before the lookup: else the lookup's gradient would gather whole activations instead.
         x = constrain(self.embed.table[...], ("vocab", None))[tokens]
         x = embedded = constrain(masked(x, masks.get("embed")), RESIDUAL)
-        where, cache_places = _places(self.config, tokens, positions, segment_ids, cache)
+        where = _places(self.config, tokens, positions, segment_ids, cache)
         shared = {name: masks.pop(name) for name in ("embed", "vocab") if name in masks}
         graph, stacked = nnx.split(self.layers)
 
@@ -95,7 +95,7 @@ class Decoder(nnx.Module):
         over = (stacked, kinds, masks, cache.layers if cache else None)
         x, (taps, keys_values) = jax.lax.scan(step, x, over)
         hidden = self.final_norm(x, shared.get("embed"))
-        new_cache = Cache(keys_values, *cache_places) if keys_values else None
+        new_cache = Cache(keys_values, where.keys) if keys_values else None
         return Output(constrain(hidden, RESIDUAL), embedded, taps, new_cache)
 
 
@@ -132,7 +132,8 @@ def forward(
         config: the architecture; must fit `params`.
         params: nested dict of arrays as declared in `models.parameters`.
         tokens: token ids.
-        positions: place of each token in its sequence, from 0; counted along the row if None.
+        positions: place of each token in its sequence, from 0, rising along each segment; counted along the row if
+            None.
         segment_ids: packed sequences of a row; a token sees its own segment only. All one segment if None.
         masks: what a plan would keep, as masks on the full-width model (see `chopjax.chop.masks`).
         tap: picks or reduces the activations of each block (names in `models.block.Block`).
@@ -193,24 +194,22 @@ def init_cache(config: ModelConfig, batch: int, length: int, dtype: jax.typing.D
     shape = (config.layers, batch, length, config.kv_heads, config.head_dim)
     start = jnp.zeros(config.layers, jnp.int32)
     empty = jnp.zeros((batch, length), jnp.int32)
-    return Cache(KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), start), empty, empty)
+    return Cache(KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), start), Places(empty, empty))
 
 
 def _places(
     config: ModelConfig, tokens: Array, positions: Array | None, segment_ids: Array | None, cache: Cache | None
-) -> tuple[Tokens, tuple[Array, Array]]:
+) -> Tokens:
     start = cache.layers.start[0] if cache else 0
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] + start, tokens.shape)
     if segment_ids is None:
         segment_ids = jnp.ones(tokens.shape, jnp.int32)
-    kv_positions, kv_segments = positions, segment_ids
+    queries = keys = Places(positions, segment_ids)
     if cache:
-        kv_positions = jax.lax.dynamic_update_slice(cache.positions, positions, (0, start))
-        kv_segments = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, start))
-    cos, sin = rotation(config, positions)
-    where = Tokens(positions, segment_ids, kv_positions, kv_segments, cos, sin)
-    return where, (kv_positions, kv_segments)
+        written = (jax.lax.dynamic_update_slice(*pair, (0, start)) for pair in zip(cache.places, queries, strict=True))
+        keys = Places(*written)
+    return Tokens(queries, keys, *rotation(config, positions))
 
 
 @functools.lru_cache
