@@ -17,13 +17,11 @@ from chopjax.hf.reading import load_params
 SCRIPT = """
 import os, sys, traceback
 import jax
-port, process, cache = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+port, process = int(sys.argv[1]), int(sys.argv[2])
 jax.config.update("jax_num_cpu_devices", 1)
-jax.config.update("jax_compilation_cache_dir", cache)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
 from chopjax.commands import cli
-sys.argv = ["train", *sys.argv[4:]]
+sys.argv = ["train", *sys.argv[3:]]
 try:
     cli.run("train")
 except BaseException:
@@ -42,9 +40,10 @@ def together(place: runs.Place, tmp_path_factory: pytest.TempPathFactory) -> tup
     arguments = place.arguments(workdir, "mesh.distributed=True")
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(port), str(process), str(place.cache), *arguments],
+            [sys.executable, "-c", SCRIPT, str(port), str(process), *arguments],
             stdout=subprocess.PIPE,
             text=True,
+            env=place.environment,
         )
         for process in range(2)
     ]
