@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 from typing import Any
 
 import jax
+import numpy as np
 
 from chopjax import files
 from chopjax.commands.run import Run, begin
@@ -15,7 +17,9 @@ from chopjax.commands.watch import heldout
 from chopjax.data.tokenize import load_tokenizer
 from chopjax.errors import UserError
 from chopjax.evaluate.generate import generate
+from chopjax.evaluate.perplexity import Evaluation, rolling_perplexity
 from chopjax.hf.checkpoint import Checkpoint, open_checkpoint
+from chopjax.models.config import ModelConfig
 
 EVALUATION, SAMPLES = "evaluation.json", "samples.json"
 STAGE = Stage("evaluate", (EVALUATION, SAMPLES))
@@ -27,7 +31,10 @@ def main(chosen: Settings) -> None:
     make(run)
     for name, figures in read(run).items():
         kl = f", KL to the teacher {figures['kl']:.4f}" if figures["kl"] is not None else ""
-        run.say(f"evaluate: {name}: perplexity {figures['perplexity']:.4g} on {figures['tokens']:,} tokens{kl}")
+        rolling = f", {figures['rolling_perplexity']:.4g} by rolling windows" if "rolling_perplexity" in figures else ""
+        run.say(
+            f"evaluate: {name}: perplexity {figures['perplexity']:.4g} on {figures['tokens']:,} tokens{rolling}{kl}"
+        )
 
 
 def make(run: Run) -> None:
@@ -41,7 +48,7 @@ def make(run: Run) -> None:
 
 
 def read(run: Run) -> dict[str, dict[str, Any]]:
-    """Figures by model: `nll`, `perplexity`, `kl` and `tokens`."""
+    """Figures by model: `nll`, `perplexity`, `kl` and `tokens`; `rolling_perplexity` where a window is set."""
     return json.loads((run.workdir / EVALUATION).read_text(encoding="utf-8"))
 
 
@@ -55,6 +62,8 @@ def _work(run: Run) -> None:
         params = teacher if checkpoint is run.teacher else run.load(checkpoint)
         against = None if checkpoint is run.teacher else teacher
         evaluations[name] = dataclasses.asdict(heldout(run, checkpoint.config, params, against))
+        if run.settings.evaluate.window:
+            evaluations[name]["rolling_perplexity"] = _rolling(run, checkpoint.config, params).perplexity
         for sample, text in zip(samples, _texts(run, checkpoint, params), strict=True):
             sample[name] = text
     if run.writer:
@@ -64,6 +73,26 @@ def _work(run: Run) -> None:
 
 def _models(run: Run) -> dict[str, Checkpoint]:
     return {"teacher": run.teacher, "chopped": run.student, "healed": open_checkpoint(run.export_folder)}
+
+
+def _rolling(run: Run, config: ModelConfig, params: dict[str, Any]) -> Evaluation:
+    """Perplexity of the held-out text as one stream, each token with at least a window less a stride of context."""
+    chosen = run.settings.evaluate
+    every = (rows[index] for rows in run.data.heldout().values() for index in range(len(rows)))
+    rows = itertools.islice(every, chosen.rows or None)
+    stream = np.concatenate([row["tokens"][row["segment_ids"] > 0] for row in rows])
+    return rolling_perplexity(
+        config,
+        params,
+        stream,
+        chosen.window,
+        chosen.stride or -(-chosen.window // 2),
+        chosen.batch,
+        chunk=run.settings.loss.chunk,
+        vocab_tokens=run.tokenizer.vocab,
+        shards=run.constrain.batch_shards,
+        constrain=run.constrain,
+    )
 
 
 def _texts(run: Run, checkpoint: Checkpoint, params: dict[str, Any]) -> list[str]:

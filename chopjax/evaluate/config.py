@@ -13,7 +13,7 @@ class EvaluateConfig:
     Attributes:
         rows: held-out rows to read; 0 for all of them.
         batch: rows in one forward pass, over all devices.
-        window: tokens in a rolling window; 0 for the length of a row.
+        window: tokens in a rolling window over the held-out text as one stream, which is scored besides; 0 for none.
         stride: tokens by which the window moves; 0 for half a window.
         prompts: texts that the models continue.
         new_tokens: tokens to sample for each prompt.
