@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from chopjax.errors import UserError
-from chopjax.sharding.mesh import batch_sharding, constrain, make_mesh, spec
+from chopjax.sharding.mesh import batch_sharding, constrain, join_processes, make_mesh, spec
 from chopjax.sharding.rules import MeshConfig
 
 MESH = MeshConfig(data=2, fsdp=2, tensor=2)
@@ -41,3 +41,24 @@ def test_constrain_refuses_instead_of_replicating() -> None:
         jax.eval_shape(lambda x: pin(x, ("batch", "kv_heads")), jnp.ones((4, 3)))
     with pytest.raises(UserError, match="axis batch of size 6"):
         jax.eval_shape(lambda x: pin(x, ("batch", "length")), jnp.ones((6, 3)))
+
+
+def test_processes_are_joined_only_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda: calls.append(1))
+    join_processes(MeshConfig())
+    assert not calls
+    join_processes(MeshConfig(distributed=True))
+    assert calls == [1]
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    join_processes(MeshConfig(distributed=True))
+    assert calls == [1]
+
+
+def test_no_other_process_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(UserError, match="mesh.distributed is set, but .*coordinator_address.*single host"):
+        join_processes(MeshConfig(distributed=True))
