@@ -38,6 +38,6 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.evaluate.rows = 3264  # 13.4 million tokens
     # For 64 devices: each works on one row at a time, and makes the logits of 512 tokens at a time.
     config.train.accumulate = 16
-    config.evaluate.batch = 64
+    config.score.batch = config.evaluate.batch = 64
     config.loss.chunk = 64 * 512
     return config

@@ -27,6 +27,6 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.evaluate.rows = 1024
     # For 64 devices: each works on one row at a time, and makes the logits of 512 tokens at a time.
     config.train.accumulate = 18
-    config.evaluate.batch = 64
+    config.score.batch = config.evaluate.batch = 64
     config.loss.chunk = 64 * 512
     return config
