@@ -1,6 +1,6 @@
 """Llama-2-7B without half of its layers, by LayerCHOP (Just CHOP, arXiv 2305.14864, section 4.1 and table 4).
 
-    python -m chopjax.train --config configs/llama2_7b_layerchop.py[:DATA] --config.workdir=/shared/llama2-layerchop
+    python -m chopjax.train --config configs/llama2_7b_layerchop.py[:DATA] --config.workdir=/nfs/llama2-layerchop
 
 Layers 1 to 16, counted from 0, go; then plain continued pretraining on C4, without a teacher. DATA is a file, folder
 or glob of text in place of C4 from the hub. The source is gated on the hub. AdamW with b1 = 0.9, b2 = 0.95 and weight

@@ -1,6 +1,6 @@
 """Llama-3.1-8B to 4.5B by depth: Llama-3.1-Minitron-4B-Depth (arXiv 2408.11796, tables 3 and 4, figure 9).
 
-    python -m chopjax.train --config configs/llama31_8b_to_4b_depth.py[:DATA] --config.workdir=/shared/llama31-4b-depth
+    python -m chopjax.train --config configs/llama31_8b_to_4b_depth.py[:DATA] --config.workdir=/nfs/llama31-4b-depth
 
 Layers 15 to 30, counted from 0, go in one block and the last one stays; all else is as in the recipe by width.
 DATA is a file, folder or glob of text.

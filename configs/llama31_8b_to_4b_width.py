@@ -1,6 +1,6 @@
 """Llama-3.1-8B to 4.5B by width: Llama-3.1-Minitron-4B-Width (arXiv 2408.11796, tables 3 and 4).
 
-    python -m chopjax.train --config configs/llama31_8b_to_4b_width.py[:DATA] --config.workdir=/shared/llama31-4b-width
+    python -m chopjax.train --config configs/llama31_8b_to_4b_width.py[:DATA] --config.workdir=/nfs/llama31-4b-width
 
 DATA is a file, folder or glob of text; without it the hub's FineWeb-Edu stands in for the paper's own text, which is
 not public. The source is gated on the hub. Learning rate 1e-4 falling to 1e-5 and KL alone are the defaults.
