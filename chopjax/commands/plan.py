@@ -18,6 +18,7 @@ from chopjax.commands.stages import Stage
 from chopjax.errors import UserError
 from chopjax.hf.families import target_family
 from chopjax.models.parameters import count
+from chopjax.sharding.table import format_table, table
 
 STAGE = Stage("plan", (PLAN,))
 
@@ -43,6 +44,8 @@ def make(run: Run) -> None:
     run.say(f"plan: {count(run.source.config):,} -> {count(student):,} parameters")
     for line in [*describe(run.plan), *([note] if note else [])]:
         run.say(f"plan: {line}")
+    if run.mesh.size > 1:
+        run.say(format_table(table(student, run.mesh.shape, run.fallbacks)))
 
 
 def check(run: Run) -> None:

@@ -120,12 +120,17 @@ class Run:
         """
         mesh, chosen = make_mesh(self.settings.mesh), self.settings
         shards = Constrain(mesh).batch_shards
-        batches = {"train": chosen.train.batch, "score": chosen.score.batch, "evaluate": chosen.evaluate.batch}
-        for section, batch in batches.items():
+        accumulate = chosen.train.accumulate
+        fields = {
+            "train.batch / train.accumulate" if accumulate > 1 else "train.batch": chosen.train.batch // accumulate,
+            "score.batch": chosen.score.batch,
+            "evaluate.batch": chosen.evaluate.batch,
+        }
+        for field, batch in fields.items():
             if batch % shards:
                 raise UserError(
-                    f"{section}.batch is {batch}, which the {shards} parts of mesh.data x mesh.fsdp do not divide; "
-                    f"set a multiple of {shards}"
+                    f"{field} is {batch}, which the {shards} parts of mesh.data x mesh.fsdp do not divide; "
+                    f"make it a multiple of {shards}"
                 )
         return mesh
 

@@ -35,7 +35,6 @@ WITHOUT_EFFECT = frozenset(
         "train.wandb",
         "data.threads",
         "data.prefetch",
-        "data.allow_changed",
     }
 )
 

@@ -1,5 +1,7 @@
 """Would a stock reader load the folder, is what it holds sound, and does it say what the run's own weights say?"""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +33,7 @@ def main(chosen: Settings) -> None:
         run = begin(chosen)
         check(run)
     else:
-        _report(chosen.export.folder)
+        _report(chosen.export.folder, print)
 
 
 def make(run: Run) -> None:
@@ -44,7 +46,7 @@ def check(run: Run) -> None:
     folder = run.export_folder
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; export first, or name one with export.folder (default {EXPORT})")
-    _report(str(folder))
+    _report(str(folder), run.say)
     exported = open_checkpoint(folder)
     _, params = heal.trained_params(run)
     ours = _logits(run, run.student.config, params)
@@ -65,12 +67,12 @@ def _logits(run: Run, config: ModelConfig, params: dict) -> np.ndarray:
     return np.asarray(jax.jit(forwarded, out_shardings=replicated(run.mesh))(params, tokens))
 
 
-def _report(folder: str) -> None:
+def _report(folder: str, say: Callable[[str], None]) -> None:
     findings = verify_folder(folder)
     errors = [finding for finding in findings if finding.severity == "error"]
     for finding in findings:
         if finding is not (errors[0] if errors else None):
-            print(finding)
+            say(str(finding))
     if errors:
         raise UserError(f"{folder}: {errors[0].subject}: {errors[0].message}")
-    print(f"verify: {folder}: config, index, tokenizer, dtypes and values are sound")
+    say(f"verify: {folder}: config, index, tokenizer, dtypes and values are sound")

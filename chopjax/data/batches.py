@@ -96,7 +96,6 @@ class Batches(Iterator[Batch]):
         process_count: number of shares.
         threads: threads that read ahead; 0 reads in the calling thread.
         prefetch: batches that are read ahead.
-        allow_changed: take up the state of another mixture or seed at the same row instead of refusing it.
 
     Raises:
         UserError: see `mixture_dataset`; or `process_count` does not divide `batch`.
@@ -113,7 +112,6 @@ class Batches(Iterator[Batch]):
         process_count: int = 1,
         threads: int = 4,
         prefetch: int = 8,
-        allow_changed: bool = False,
     ) -> None:
         if batch < 1 or batch % process_count:
             raise UserError(f"train.batch is {batch}; it must be a multiple of the {process_count} processes")
@@ -123,7 +121,6 @@ class Batches(Iterator[Batch]):
         self._process = (process_index, process_count)
         self._threads = min(threads, prefetch)
         self._options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=prefetch)
-        self._allow_changed = allow_changed
         self._iterator: grain.DatasetIterator | None = None
         self.seek(start_row)
 
@@ -161,12 +158,12 @@ class Batches(Iterator[Batch]):
         """Goes on where `get_state` was called, also with another batch or process count.
 
         Raises:
-            UserError: the state is of another mixture or seed, and `allow_changed` is not set.
+            UserError: the state is of another mixture or seed.
         """
-        if state["digest"] != self.digest and not self._allow_changed:
+        if state["digest"] != self.digest:
             raise UserError(
                 f"data.sources, their weights, the tokenizer or seed differ from those of the interrupted run (digest "
-                f"{state['digest']}, now {self.digest}); restore them, use a new workdir, or set data.allow_changed"
+                f"{state['digest']}, now {self.digest}); restore them, or use a new workdir"
             )
         self.seek(int(state["row"]))
 

@@ -83,7 +83,6 @@ class DataConfig:
         add_eos: whether a document ends with EOS; `auto`: where the tokenizer has one.
         eos_token: token to end documents with in place of the tokenizer's EOS. A chat tokenizer's EOS may end turns,
             not documents (`<|im_end|>` where the base model saw `<|endoftext|>`).
-        allow_changed: resume although sources, weights or seed differ from those of the interrupted run.
         threads: threads of each process that read ahead.
         prefetch: batches of each process that are read ahead.
     """
@@ -95,7 +94,6 @@ class DataConfig:
     add_bos: Policy = "auto"
     add_eos: Policy = "auto"
     eos_token: str = ""
-    allow_changed: bool = False
     threads: int = 4
     prefetch: int = 8
 

@@ -1,4 +1,4 @@
-"""A chop from file to file is that in memory, bit for bit, and what stock transformers could not load is refused."""
+"""A chop from file to file is the chop in memory, bit for bit; what stock transformers could not load is refused."""
 
 import dataclasses
 import json
