@@ -100,7 +100,7 @@ def _chopped(run: Run, dense: Phase) -> TrainState:
         return TrainState(state.step, params, chop_optimizer_state(run.plan, leaves, optimizer, state.opt_state))
 
     shardings = state_shardings(run.student.config, optimizer, run.mesh, run.fallbacks)
-    return jax.jit(cut, out_shardings=shardings, donate_argnums=0)(state)
+    return jax.jit(cut, out_shardings=shardings)(state)  # not donated: no buffer of the whole fits one of the cut
 
 
 def _train_phase(run: Run, phase: Phase) -> TrainState:
@@ -116,7 +116,10 @@ def _train_phase(run: Run, phase: Phase) -> TrainState:
         if restored:
             run.say(f"train: goes on from step {done} of {phase.until}")
         batches = _batches(run)
-        batches.seek(done * run.settings.train.batch)
+        if restored:
+            batches.set_state(restored.position)
+        else:
+            batches.seek(done * run.settings.train.batch)
         teacher = run.load(run.teacher) if phase.loss.kl else None
         step = _compiled(run, phase, optimizer, teacher)
         with Watch(run, phase, checkpoints, batches, teacher, done) as watch:

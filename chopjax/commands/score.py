@@ -14,7 +14,7 @@ from chopjax.commands.run import Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
 from chopjax.data.batches import one_pass
-from chopjax.sharding.mesh import place_batch
+from chopjax.sharding.mesh import place_batch, replicated
 
 STAGE = Stage("score", ("scores",))
 SUMS = "sums.safetensors"
@@ -50,7 +50,9 @@ def _work(run: Run) -> None:
     run.check_mesh(run.source.config)
     chosen, parts = run.settings.score, [rows for rows, _ in run.data.mixture()]
     params = run.load(run.source)
-    step = jax.jit(functools.partial(score_sums, run.source.config, constrain=run.constrain))
+    sums_of = functools.partial(score_sums, run.source.config, constrain=run.constrain)
+    # Whole on every process: else those of a `tensor` axis that spans processes could not be written.
+    step = jax.jit(sums_of, out_shardings=replicated(run.mesh))
     total: dict[str, jax.Array] | None = None
     rows = 0
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}

@@ -80,7 +80,8 @@ class Watch:
         if due(step, chosen.log_every, last):
             line |= self._figures(step, to_host(metrics))
         heldout_figures: dict[str, float] = {}
-        if self._run.data.heldout() and due(step, chosen.evaluate_every, last):
+        # In this order: asking for the held-out rows opens their files.
+        if due(step, chosen.evaluate_every, last) and self._run.data.heldout():
             heldout_figures = self._heldout(state)
             line |= heldout_figures
         if line:
