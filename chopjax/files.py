@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -35,13 +36,21 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Makes renames inside `folder` survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: str | os.PathLike[str]) -> None:
+    """Makes a file's contents, or the names inside a folder, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove(path: pathlib.Path) -> None:
+    """Removes a file, a link or a whole folder; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def digest(value: Mapping[str, Any]) -> str:

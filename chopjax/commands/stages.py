@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -150,7 +149,7 @@ class Stages:
         if self._writer:
             self._write(stage, inputs, finished=True)
             for kept in aside.values():
-                _remove(kept)
+                files.remove(kept)
         self._barrier()
 
     def _changed(self, stage: Stage, changed: str) -> UserError:
@@ -200,16 +199,9 @@ class Stages:
 
 def _move(path: pathlib.Path, to: pathlib.Path) -> None:
     """`path` in place of `to`, where nothing is left if there is no `path`."""
-    _remove(to)
+    files.remove(to)
     if path.exists():
         path.rename(to)
-
-
-def _remove(path: pathlib.Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -14,13 +14,13 @@ from chopjax import files
 from chopjax.data.checks import check_length, check_tokenizers, check_vocab
 from chopjax.data.config import DataConfig, TextSource
 from chopjax.data.find import source_digest
-from chopjax.data.folders import written_whole
 from chopjax.data.manifest import Manifest, Part, open_prepared, write_manifest
 from chopjax.data.packing import Packer
 from chopjax.data.rows import RowsInfo, RowsWriter, read_info
 from chopjax.data.text import documents
 from chopjax.data.tokenize import Bounds, Tokenizer, document_bounds, encode_documents, load_tokenizer
 from chopjax.errors import UserError
+from chopjax.folders import written_whole
 
 SPLITS = ("train", "heldout")
 BATCH_DOCUMENTS = 512

@@ -17,8 +17,8 @@ import numpy as np
 
 from chopjax.axes import flatten
 from chopjax.errors import UserError
+from chopjax.folders import written_whole
 from chopjax.hf import safetensors
-from chopjax.hf.atomic import new_folder
 from chopjax.hf.checkpoint import CONFIG, Checkpoint
 from chopjax.hf.families import Tensor, target_family
 from chopjax.models.config import ModelConfig
@@ -88,7 +88,7 @@ def write_checkpoint(
             for tensor in _in_write_order(shard):
                 tensor.read()
         return
-    with new_folder(Path(folder), replace) as partial:
+    with written_whole(Path(folder), replace) as partial:
         # Small files first: what is wrong with them shows before hours of writing.
         (partial / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if card is not None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import pytest
 from hf.plain_checkpoints import SMALL, plain_checkpoint, random_params
 
 from chopjax.errors import UserError
-from chopjax.hf.atomic import new_folder, recover
 from chopjax.hf.checkpoint import open_checkpoint
 from chopjax.hf.safetensors import INDEX, read_tensor
 from chopjax.hf.verify import verify_folder
@@ -141,33 +139,11 @@ def test_killed_while_writing(tmp_path: Path, existing: bool) -> None:
         process.send_signal(signal.SIGKILL)
     process.wait()
     assert target.exists() == existing
-    assert len(list(tmp_path.glob(".export.partial-*"))) == 1
+    assert (tmp_path / ".export.writing").is_dir()
     if existing:
         assert json.loads((target / "config.json").read_text()) == {"model_type": "old"}
     write_checkpoint(target, [lazy("b", 3)], {"model_type": "next"}, replace=True)
     assert [entry.name for entry in tmp_path.iterdir()] == ["export"]
-
-
-def test_killed_between_the_two_renames(tmp_path: Path) -> None:
-    """The old folder, set aside, comes back."""
-    target = tmp_path / "export[1]"
-    write_checkpoint(target, [lazy("a", 3)], {"model_type": "old"})
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    os.rename(target, tmp_path / f".{target.name}.old-{dead.pid}")
-    (tmp_path / f".{target.name}.partial-{dead.pid}").mkdir()
-    recover(target)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["export[1]"]
-    assert json.loads((target / "config.json").read_text()) == {"model_type": "old"}
-
-
-def test_a_living_process_keeps_its_partial_folder(tmp_path: Path) -> None:
-    other = tmp_path / f".export.partial-{os.getppid()}"
-    other.mkdir()
-    with new_folder(tmp_path / "export") as partial:
-        (partial / "file").touch()
-    assert other.exists()
-    assert (tmp_path / "export" / "file").exists()
 
 
 def test_verify_has_nothing_to_say_about_a_good_export_but_its_tokenizer(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from chopjax.data.folders import written_whole
 from chopjax.errors import UserError
+from chopjax.folders import written_whole
 
 # Writes half a folder, says so, and waits to be killed.
 STUCK = """
 import pathlib, sys, time
-from chopjax.data.folders import written_whole
+from chopjax.folders import written_whole
 with written_whole(pathlib.Path(sys.argv[1])) as place:
     (place / "half").write_text("half")
     print("writing", flush=True)
@@ -61,3 +61,13 @@ def test_a_killed_writer_leaves_no_folder_and_a_live_one_is_not_disturbed(tmp_pa
     write(folder, "one")
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]
     assert [path.name for path in folder.iterdir()] == ["inner"]
+
+
+def test_a_writer_killed_between_the_two_renames_loses_nothing(tmp_path):
+    folder = tmp_path / "rows"
+    write(folder, "one")
+    folder.rename(tmp_path / ".rows.old")
+    with pytest.raises(UserError, match="exists already"), written_whole(folder, replace=False):
+        pass
+    assert (folder / "inner" / "file").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
