@@ -9,10 +9,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-# Every name that an axis may have. A leaf holds no name twice.
+# Every name that an axis of a parameter may have; activations have `batch` and `length` besides. A leaf holds no name
+# twice.
 PARAMETER_AXES = ("layers", "embed", "kv_heads", "q_per_kv", "head_dim", "mlp", "vocab", "positions")
-ACTIVATION_AXES = ("batch", "length")
-AXES = PARAMETER_AXES + ACTIVATION_AXES
 
 # The axes around an axis. What is kept on an axis is one list for each index of the axes around it, so kept indices
 # of `mlp` have shape [layers, kept] and those of `q_per_kv` [layers, kv_heads, kept].

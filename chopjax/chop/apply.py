@@ -57,12 +57,13 @@ def masks(plan: Plan) -> dict[str, Float[np.ndarray, "*axes"]]:
 
     `masks["mlp"]` has shape [layers, mlp] in source sizes and so on. What lies inside a dropped layer or head is 0.
     """
-    return {axis: _mask(plan, axis) for axis in plan.kept}
+    return {axis: mask(plan, axis) for axis in plan.kept}
 
 
-def _mask(plan: Plan, axis: str) -> Float[np.ndarray, "*axes"]:
+def mask(plan: Plan, axis: str) -> Float[np.ndarray, "*axes"]:
+    """`masks` of one axis, which itself need not be cut: 0 inside what is dropped of the axes around it."""
     names = (*AROUND[axis], axis)
-    mask = np.zeros([plan.source[name] for name in names], np.float32)
+    kept = np.zeros([plan.source[name] for name in names], np.float32)
     index: list[Any] = []
     for depth, name in enumerate(names):
         # Source numbers of this axis for each student index of the axes around it, broadcast against all names.
@@ -73,8 +74,8 @@ def _mask(plan: Plan, axis: str) -> Float[np.ndarray, "*axes"]:
                 shape[names.index(around)] = plan.sizes[around]
         shape[depth] = plan.sizes[name]
         index.append(rows.reshape(shape))
-    mask[tuple(index)] = 1
-    return mask
+    kept[tuple(index)] = 1
+    return kept
 
 
 def _take(array: Any, axes: tuple[str, ...], name: str, indices: np.ndarray) -> Any:

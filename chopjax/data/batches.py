@@ -4,9 +4,7 @@ Row g of a run is a function of the mixture, the seed and g alone. Process p of 
 rows and their order are the same for any number of processes, and a run resumes from a single number.
 """
 
-import asyncio
 import hashlib
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,7 +16,6 @@ from chopjax.data.rows import Batch, Rows, stack_rows
 from chopjax.errors import UserError
 
 Mixture = Sequence[tuple[Rows, float]]  # rows and their weight
-STATE_FILE = "batches.json"
 
 
 def mixture_dataset(mixture: Mixture, seed: int) -> grain.MapDataset:
@@ -85,7 +82,7 @@ class Batches(Iterator[Batch]):
 
     The batch at global row r holds rows r ... r + batch - 1 of the mixture, and this process's contiguous share of
     them. Threads read ahead. `seek`, `get_state` and `set_state` go by the next global row, so that any position is
-    reached at once. Orbax saves and loads it as a checkpointable: one small file, the same for every process count.
+    reached at once, with any process count.
 
     Args:
         mixture: rows and weights.
@@ -166,22 +163,6 @@ class Batches(Iterator[Batch]):
                 f"{state['digest']}, now {self.digest}); restore them, or use a new workdir"
             )
         self.seek(int(state["row"]))
-
-    async def save(self, directory: Any) -> Any:
-        """Part of Orbax's `StatefulCheckpointable`: the state is taken now and written in the background."""
-        return self._write_state(directory, json.dumps(self.get_state()))
-
-    async def _write_state(self, directory: Any, text: str) -> None:
-        folder = await directory.await_creation()
-        if self._process[0] == 0:
-            await asyncio.to_thread((folder / STATE_FILE).write_text, text)
-
-    async def load(self, directory: Any) -> Any:
-        """Part of Orbax's `StatefulCheckpointable`; sets the state as `set_state` does."""
-        return self._read_state(directory)
-
-    async def _read_state(self, directory: Any) -> None:
-        self.set_state(json.loads(await asyncio.to_thread((directory / STATE_FILE).read_text)))
 
 
 def one_pass(

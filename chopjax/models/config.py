@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from chopjax.axes import Sizes
+from chopjax.axes import PARAMETER_AXES, Sizes
 
 Norm = Literal["rms", "layer", "layer_1p"]  # layer_1p multiplies by 1 + scale (Nemotron)
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu2"]
@@ -98,8 +98,7 @@ class ModelConfig:
     @property
     def sizes(self) -> Sizes:
         """Axis name → size, for every axis that a parameter can have."""
-        names = ("layers", "embed", "kv_heads", "q_per_kv", "head_dim", "mlp", "vocab", "positions")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in PARAMETER_AXES}
 
     @property
     def q_heads(self) -> int:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import matplotlib.image
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 
+from chopjax.chop.apply import mask
 from chopjax.chop.plan import Plan
 from chopjax.report import words
 from chopjax.report.markup import Markup, element, join
@@ -99,17 +100,6 @@ def describe(plan: Plan) -> str:
     return f"{text} Widths that stay: {', '.join(widths)}." if widths else text
 
 
-def heads(plan: Plan) -> Bool[np.ndarray, "layers kv_heads q_per_kv"]:
-    """Which query heads of the source live on; a layer that is removed keeps none."""
-    mask = np.zeros([plan.source[axis] for axis in ("layers", "kv_heads", "q_per_kv")], bool)
-    every_group = np.broadcast_to(np.arange(plan.source["kv_heads"]), (len(plan.layers), plan.source["kv_heads"]))
-    groups = plan.kept.get("kv_heads", every_group)
-    every_query = np.broadcast_to(np.arange(plan.source["q_per_kv"]), (*groups.shape, plan.source["q_per_kv"]))
-    queries = plan.kept.get("q_per_kv", every_query)
-    mask[np.asarray(plan.layers)[:, None, None], groups[:, :, None], queries] = True
-    return mask
-
-
 def shares(kept: Sequence[int] | np.ndarray, size: int, cells: int) -> Float[np.ndarray, " cells"]:
     """The share that is kept of each of at most `cells` runs of neighbours, together all of `size` indices."""
     cells = min(cells, size)
@@ -159,8 +149,8 @@ def _layer_cell(columns: _Columns, layer: int, student: int | None, top: float) 
 
 def _head_grid(plan: Plan, columns: _Columns) -> Block:
     """A square for each query head, from top to bottom in groups that share a key/value head."""
-    mask = heads(plan)
-    _, groups, queries = mask.shape
+    kept = mask(plan, "q_per_kv")
+    _, groups, queries = kept.shape
     # A group is followed by the space of a third of a head.
     pitch = min(16, HEADS_HEIGHT / (groups * (queries + 1 / 3)))
     paths: dict[bool, list[str]] = {True: [], False: []}
@@ -169,7 +159,7 @@ def _head_grid(plan: Plan, columns: _Columns) -> Block:
             top = (group * (queries + 1 / 3) + query) * pitch
             corner = f"M{columns.left(layer):.5g} {top:.4g}"
             side = f"h{columns.width:.4g}v{pitch * 0.85:.3g}h-{columns.width:.4g}z"
-            paths[bool(mask[layer, group, query])].append(corner + side)
+            paths[bool(kept[layer, group, query])].append(corner + side)
     height = groups * (queries + 1 / 3) * pitch
     drawn = [element("path", d="".join(paths[True]), class_="kept")]
     if pitch > 5:  # outlines of smaller heads would run together, and a gap says it as well

@@ -1,4 +1,4 @@
-"""What a run measures: `metrics.jsonl`, one JSON object a line, and `summary.json`, its final figures."""
+"""What a run measures: `metrics.jsonl`, one JSON object a line."""
 
 import json
 import math
@@ -119,29 +119,9 @@ def keep_until(path: str | os.PathLike[str], step: int) -> None:
         files.write_text(path, text)
 
 
-def write_summary(workdir: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
-    """Adds figures to `WORKDIR/summary.json`, atomically; what other stages wrote there stays.
-
-    Args:
-        workdir: folder of the run.
-        values: JSON-able, or arrays of one element; numbers that are not finite become null.
-    """
-    path = pathlib.Path(workdir) / "summary.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    files.write_json(path, before | {name: _plain(value) for name, value in values.items()})
-
-
 def _number(value: Any) -> float | int | None:
     """A Python number: integers stay integers, arrays of one element become what they hold."""
     plain = value.item() if hasattr(value, "item") else value
     if plain is None or isinstance(plain, int):
         return plain
     return float(plain) if math.isfinite(float(plain)) else None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, str | bool) else _number(value)

@@ -1,4 +1,3 @@
-import asyncio
 import collections
 import json
 import pathlib
@@ -7,7 +6,6 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from orbax.checkpoint import v1 as ocp
 
 from chopjax.data.batches import Batches, mixture_digest, one_pass
 from chopjax.data.rows import Rows, RowsWriter
@@ -146,33 +144,6 @@ def test_far_positions_are_reached_at_once(mixture):
     assert len(take(batches, 2)) == 8
     assert batches.row == 4 * 10**12 + 8
     batches.close()
-
-
-@pytest.mark.parametrize("process_count", [1, 2])
-def test_orbax_saves_and_loads_the_position(mixture, tmp_path, process_count):
-    batches = Batches(mixture, 4, 3)
-    take(batches, 3)
-    ocp.save_checkpointables(tmp_path / "step", {"data": batches})
-    expected = take(batches, 2)
-    fresh = Batches(mixture, 4, 3, process_index=process_count - 1, process_count=process_count)
-    ocp.load_checkpointables(tmp_path / "step", {"data": fresh})
-    share = 4 // process_count
-    assert take(fresh, 2) == [*expected[4 - share : 4], *expected[8 - share :]]
-
-
-def test_the_state_is_that_of_the_call_even_if_written_later(mixture, tmp_path):
-    class Created:
-        async def await_creation(self) -> pathlib.Path:
-            return tmp_path
-
-    async def save_then_read_on(batches: Batches) -> None:
-        writing = await batches.save(Created())
-        take(batches, 5)
-        await writing
-
-    batches = Batches(mixture, 2, 3, start_row=6)
-    asyncio.run(save_then_read_on(batches))
-    assert json.loads((tmp_path / "batches.json").read_text())["row"] == 6
 
 
 def test_a_changed_mixture_is_refused(parts, mixture, tmp_path):

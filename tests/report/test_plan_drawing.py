@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report.made_up_runs import SIZES, draws, middle_plan
 
+from chopjax.chop.apply import mask
 from chopjax.chop.plan import Plan
-from chopjax.report.plan_drawing import COLUMN_PIXELS, MLP_CELLS, describe, draw, heads, shares
+from chopjax.report.plan_drawing import COLUMN_PIXELS, MLP_CELLS, describe, draw, shares
 
 
 @settings(max_examples=25, deadline=None)
@@ -75,7 +76,7 @@ def test_heads_agree_with_the_plan_read_one_by_one(layers: int, groups: int, que
         for place, group in enumerate(kept["kv_heads"][student]):
             expected[layer, group, kept["q_per_kv"][student, place]] = True
     sizes = SIZES | {"layers": layers, "kv_heads": groups, "q_per_kv": queries}
-    np.testing.assert_array_equal(heads(Plan(sizes, chosen)), expected)
+    np.testing.assert_array_equal(mask(Plan(sizes, chosen), "q_per_kv"), expected)
 
 
 def test_heads_are_drawn_as_kept_or_hollow() -> None:

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chopjax.train import metrics
 from chopjax.train.metrics import MetricsWriter
 
 
@@ -113,17 +112,3 @@ def test_trackers_see_every_line(tmp_path: pathlib.Path) -> None:
     with MetricsWriter(tmp_path, trackers=[seen]) as writer:
         writer.write(2, {"loss": jnp.float32(0.5)})
     assert seen.lines == [(2, {"loss": 0.5}), "closed"]
-
-
-def test_summary_gathers_what_stages_add(tmp_path: pathlib.Path) -> None:
-    metrics.write_summary(tmp_path / "run", {"teacher_perplexity": jnp.float32(12.5), "parameters": np.int64(7)})
-    metrics.write_summary(tmp_path / "run", {"perplexity": float("inf"), "tokens": 3, "layers": (0, 2), "source": "a"})
-    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == {
-        "teacher_perplexity": 12.5,
-        "parameters": 7,
-        "perplexity": None,
-        "tokens": 3,
-        "layers": [0, 2],
-        "source": "a",
-    }
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["summary.json"]
