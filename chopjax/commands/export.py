@@ -12,7 +12,7 @@ from chopjax.commands.stages import Stage
 from chopjax.hf.card import model_card
 from chopjax.hf.families import target_family
 from chopjax.hf.writing import export_params
-from chopjax.report.reader import read_metrics
+from chopjax.train import metrics
 
 
 def main(chosen: Settings) -> None:
@@ -63,7 +63,7 @@ def _training(run: Run, steps: int) -> dict[str, Any]:
 
 def _losses(run: Run) -> dict[str, float]:
     """The last held-out figures, or where there are none the last training loss."""
-    lines = read_metrics(run.workdir / "metrics.jsonl")
+    lines = metrics.read(run.workdir / "metrics.jsonl")
     heldout = [line for line in lines if "heldout_perplexity" in line]
     chosen: dict[str, Any] = heldout[-1] if heldout else lines[-1] if lines else {}
     return {name: value for name, value in chosen.items() if name.startswith("heldout_") or name == "loss"}

@@ -18,6 +18,7 @@ from chopjax.commands.stages import Stage
 from chopjax.errors import UserError
 from chopjax.hf.families import target_family
 from chopjax.models.parameters import count
+from chopjax.report.words import ranges
 from chopjax.sharding.table import format_table, table
 
 STAGE = Stage("plan", (PLAN,))
@@ -72,7 +73,7 @@ def describe(plan: Plan) -> list[str]:
     """One line for each axis that is cut."""
     return [
         f"{axis} {plan.source[axis]} -> {plan.sizes[axis]}"
-        + (f" (kept {_ranges(plan.layers)})" if axis == "layers" else "")
+        + (f" (kept {ranges(plan.layers)})" if axis == "layers" else "")
         + (f": {plan.reasons[axis]}" if axis in plan.reasons else "")
         for axis in plan.kept
     ]
@@ -108,14 +109,3 @@ def _check(run: Run, plan: Plan) -> str | None:
     student = chop_config(run.source.config, plan)
     run.check_mesh(student)
     return target_family(run.source.family, student)[1]
-
-
-def _ranges(numbers: list[int]) -> str:
-    """`[0, 1, 2, 7]` as `0-2, 7`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -11,6 +11,7 @@ from chopjax.chop.plan import Plan
 from chopjax.errors import UserError
 from chopjax.report.figures import COLUMNS, ModelFigures
 from chopjax.report.run import Run
+from chopjax.train import metrics
 
 # Fields of `summary.json` that hold a model's figures, beside the optional nested `models`.
 FLAT_FIGURES = {
@@ -38,7 +39,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         source=str(summary.get("source") or (plan and plan.name) or folder.resolve().name),
         teacher=str(summary.get("teacher") or ""),
         plan=plan,
-        metrics=read_metrics(folder / "metrics.jsonl"),
+        metrics=metrics.read(folder / "metrics.jsonl"),
         models=_models(summary),
         samples=_json(folder / "samples.json", list) or [],
         tokens=summary.get("tokens"),
@@ -47,23 +48,6 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         gap_closed=summary.get("gap_closed"),
         config=_json(folder / "config.json", dict),
     )
-
-
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; none if there is no file. A last line that a killed run left half is skipped.
-
-    Raises:
-        UserError: another line is not a JSON object.
-    """
-    lines = (_text(pathlib.Path(path)) or "").split("\n")
-    found = []
-    for number, line in enumerate(lines, 1):
-        value = _parsed(line)
-        if isinstance(value, dict):
-            found.append(value)
-        elif line.strip() and number < len(lines):
-            raise UserError(f"{path}: line {number} is not a JSON object; delete the line")
-    return found
 
 
 def _models(summary: Mapping[str, Any]) -> dict[str, ModelFigures]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any, Protocol
 
 from chopjax import files
+from chopjax.errors import UserError
 
 
 class Tracker(Protocol):
@@ -89,16 +90,23 @@ class MetricsWriter:
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The whole lines of a `metrics.jsonl`, up to the first that is cut short; none if there is no file."""
+    """The lines of a `metrics.jsonl`; none if there is no file. A last line that a killed run left half is skipped.
+
+    Raises:
+        UserError: another line is not a JSON object with a step.
+    """
     path = pathlib.Path(path)
+    *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
     lines: list[dict[str, Any]] = []
-    for text in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
+    for number, text in enumerate(whole, 1):
+        if not text.strip():
+            continue
         try:
-            line = json.loads(text) if text.endswith("\n") else None
+            line = json.loads(text)
         except ValueError:
             line = None
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            break
+            raise UserError(f"{path}: line {number} is not a JSON object with a step; delete the line")
         lines.append(line)
     return lines
 

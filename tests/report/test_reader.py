@@ -7,7 +7,7 @@ from report.made_up_runs import metrics, middle_plan
 from chopjax.errors import UserError
 from chopjax.report.figures import ModelFigures
 from chopjax.report.page import render
-from chopjax.report.reader import read_metrics, read_run
+from chopjax.report.reader import read_run
 
 SUMMARY = {
     "source": "org/model",
@@ -61,17 +61,7 @@ def test_a_run_cut_off_before_healing_has_no_healed_column(tmp_path: pathlib.Pat
     assert list(read_run(tmp_path).models) == ["chopped"]
 
 
-def test_a_half_written_last_line_is_skipped(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": NaN}\n\n{"step": 2, "lo')
-    assert [line["step"] for line in read_metrics(path)] == [1]
-
-
-def test_damage_elsewhere_is_said(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(UserError, match=r"metrics.jsonl: line 2 is not a JSON object"):
-        read_metrics(path)
+def test_damage_is_said(tmp_path: pathlib.Path) -> None:
     (tmp_path / "summary.json").write_text("[]")
     with pytest.raises(UserError, match=r"summary.json: not a JSON object"):
         read_run(tmp_path)

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chopjax.train.metrics import MetricsWriter
+from chopjax.errors import UserError
+from chopjax.train.metrics import MetricsWriter, read
 
 
 def lines(folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -112,3 +113,13 @@ def test_trackers_see_every_line(tmp_path: pathlib.Path) -> None:
     with MetricsWriter(tmp_path, trackers=[seen]) as writer:
         writer.write(2, {"loss": jnp.float32(0.5)})
     assert seen.lines == [(2, {"loss": 0.5}), "closed"]
+
+
+def test_a_half_written_last_line_is_skipped_and_damage_elsewhere_is_said(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert read(path) == []
+    path.write_text('{"step": 1, "loss": 2}\n\n{"step": 2, "lo')
+    assert read(path) == [{"step": 1, "loss": 2}]
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl: line 2 is not a JSON object"):
+        read(path)
