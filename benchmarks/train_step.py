@@ -1,6 +1,6 @@
 """Tokens per CPU second of chopjax's train step and forward, beside transformers on PyTorch, on the same batch.
 
-    python benchmarks/train_step.py MODEL_FOLDER [--rounds 3] [--batch 4] [--length 256] [--threads 2]
+    python benchmarks/train_step.py MODEL_FOLDER [--rounds 3] [--batch 8] [--length 256] [--threads 2]
 
 MODEL_FOLDER is a Hugging Face folder, such as the one that tools/demo_model.py makes. Both sides run in float32 on the
 same tokens, train by next-token loss and AdamW, and take turns, each round in a process of its own. Beside them stands
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=3, help="timed calls of each function in a round")
@@ -113,7 +113,7 @@ def chopjax_calls(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     batch = {"tokens": tokens, "positions": places, "segment_ids": jnp.ones_like(tokens)}
     chosen = OptimizerConfig()
     optimizer = optimizers.build(chosen, declare(config))
-    how = StepConfig(compute_dtype="float32", remat="none")
+    how = StepConfig(compute_dtype="float32", remat="dots")
     loss = LossConfig(next_token=1.0, kl=0.0)
     step = jax.jit(make_step(Models(config), loss, how, optimizer, make_schedule(chosen.schedule)), donate_argnums=0)
     state = [init_state(jax.tree.map(jnp.copy, params), optimizer)]

@@ -13,7 +13,7 @@ from chopjax.axes import flatten, unflatten
 from chopjax.models.attention import Places
 from chopjax.models.block import RESIDUAL, Block, Constrain, KeysValues, Masks, Tokens, masked
 from chopjax.models.config import ModelConfig
-from chopjax.models.layers import Norm, parameter
+from chopjax.models.layers import PRODUCT, Norm, parameter
 from chopjax.models.parameters import declare
 from chopjax.models.rope import rotation
 
@@ -24,7 +24,7 @@ Tap = Callable[[Mapping[str, Array]], PyTree]
 REMAT: Mapping[str, Callable[..., Any] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
 }
 
 

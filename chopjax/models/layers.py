@@ -11,12 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from chopjax.axes import Leaf, Role
 from chopjax.models.config import ModelConfig
 
 Leaves = Mapping[str, Any]
+
+# Name of what a `Linear` gives, for remat policies: they cannot see the product inside its own gradient rule.
+PRODUCT = "product"
 
 
 def parameter(leaf: Leaf, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Param:
@@ -64,7 +68,7 @@ class Linear(nnx.Module):
         self.bias = parameter(leaves["bias"], config, rngs) if "bias" in leaves else None
 
     def __call__(self, x: Float[Array, "batch length *inputs"]) -> Float[Array, "batch length *outputs"]:
-        y = product(x, self.kernel[...], self.contracted)
+        y = checkpoint_name(product(x, self.kernel[...], self.contracted), PRODUCT)
         return y if self.bias is None else y + jnp.broadcast_to(self.bias[...], y.shape)
 
 

@@ -223,3 +223,16 @@ def test_window_hides_what_is_farther_back() -> None:
     params = _params(config)
     change = np.abs(np.asarray(run(config, params, other).hidden - run(config, params, tokens).hidden))[0].max(-1)
     assert (change > 1e-3).tolist() == [i in (2, 3, 4, 5) for i in range(9)]
+
+
+def test_dots_recompute_no_kernel_product() -> None:
+    config = dataclasses.replace(LLAMA, embed=45, mlp=77)
+    tokens = jax.ShapeDtypeStruct((2, 7), jnp.int32)
+
+    def flops(remat: str) -> float:
+        def loss(params: Params, tokens: jax.Array) -> jax.Array:
+            return jnp.sum(forward(config, params, tokens, remat=remat).hidden)
+
+        return jax.jit(jax.grad(loss)).lower(abstract_params(config), tokens).compile().cost_analysis()["flops"]
+
+    assert flops("none") < flops("dots") < 0.9 * flops("full")
