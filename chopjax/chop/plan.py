@@ -72,8 +72,9 @@ class Plan:
             body = json.loads(text)
             source = {name: int(size) for name, size in body["source"]["sizes"].items()}
             kept = {axis: _indices(axis, rows) for axis, rows in body["kept"].items()}
-            reasons, name = body.get("reasons", {}), body["source"].get("name", "")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reasons = {axis: str(reason) for axis, reason in body.get("reasons", {}).items()}
+            name = str(body["source"].get("name", ""))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise UserError(f"plan.json: not a plan ({error}); it needs source.sizes and kept") from error
         if body.get("format", FORMAT) != FORMAT:
             raise UserError(f"plan.json: format {body['format']} is not {FORMAT}; make the plan again")
@@ -94,6 +95,9 @@ def check(plan: Plan) -> None:
             raise UserError(f"plan.json: axis {axis!r} cannot be cut; only {', '.join(AROUND)}")
         if not indices.size:
             raise UserError(f"plan.json: kept.{axis} is empty; a model needs at least one")
+        missing = [name for name in AROUND[axis] if name not in plan.source]
+        if missing:
+            raise UserError(f"plan.json: source.sizes lacks {missing[0]}, along which kept.{axis} has its lists")
         wanted = tuple(plan.sizes[name] for name in AROUND[axis])
         if indices.shape[:-1] != wanted:
             around = " × ".join(AROUND[axis])
@@ -117,6 +121,9 @@ def check_source(plan: Plan, sizes: Sizes) -> None:
     for axis, size in sizes.items():
         if plan.source.get(axis) != size:
             raise UserError(f"plan.json: made for {axis} = {plan.source.get(axis)}, but the source has {size}")
+    unknown = [axis for axis in plan.source if axis not in sizes]
+    if unknown:
+        raise UserError(f"plan.json: source.sizes has {unknown[0]!r}, which is no axis; there are {', '.join(sizes)}")
 
 
 def _indices(axis: str, rows: Any) -> Int[np.ndarray, "*around kept"]:
@@ -124,6 +131,8 @@ def _indices(axis: str, rows: Any) -> Int[np.ndarray, "*around kept"]:
         indices = np.asarray(rows)
     except ValueError as error:
         raise UserError(f"plan.json: kept.{axis} has lists of unequal length; counts must be equal") from error
-    if indices.size and indices.dtype.kind not in "iu":
-        raise UserError(f"plan.json: kept.{axis} must hold whole numbers")
+    if not indices.ndim:
+        raise UserError(f"plan.json: kept.{axis} is {rows!r}; give a list of whole numbers")
+    if indices.size and (indices.dtype.kind not in "iu" or abs(indices).max() > np.iinfo(np.int32).max):
+        raise UserError(f"plan.json: kept.{axis} must hold whole numbers, none beyond 32 bits")
     return indices.astype(np.int32)

@@ -65,6 +65,8 @@ def inputs(run: Run) -> dict[str, Any]:
     file = run.settings.plan.file
     inputs = run.settings.dotted("plan") | {"source": run.source_print}
     if file:
+        if not pathlib.Path(file).is_file():
+            raise UserError(f"plan.file: {file} is no file; name a plan.json")
         return inputs | {"plan.file (contents)": files.fingerprint(file)}
     return inputs | (run.settings.dotted("score") if score.needed(run) else {})
 
@@ -106,6 +108,11 @@ def _check(run: Run, plan: Plan) -> str | None:
     words = run.tokenizer.vocab
     if "vocab" in plan.kept and plan.sizes["vocab"] < words:
         raise UserError(f"plan.vocab: keeps {plan.sizes['vocab']} rows, but the tokenizer has {words} tokens")
+    if plan.sizes["vocab"] < words:
+        raise UserError(
+            f"{run.source.folder}: the tokenizer has ids up to {words - 1}, but the model has only "
+            f"{plan.sizes['vocab']} rows of vocabulary; take the tokens beyond out of tokenizer.json"
+        )
     student = chop_config(run.source.config, plan)
     run.check_mesh(student)
     return target_family(run.source.family, student)[1]

@@ -4,6 +4,7 @@ The dataclasses are the one source of defaults; this module says only where in t
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 import types
@@ -177,6 +178,11 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and math.isinf(value):
+        raise UserError(f"{name} is {value}; give a finite number")
+    if dataclasses.is_dataclass(hint) and not isinstance(value, typing.cast(type, hint)):
+        known = ", ".join(field.name for field in dataclasses.fields(hint))
+        raise UserError(f"{name} is {value!r}; give a mapping such as {{...}} of {known}")
     accepted = origin or hint
     if not isinstance(value, accepted) or (accepted is int and isinstance(value, bool)):
         raise UserError(f"{name} is {value!r}; give a value of type {getattr(accepted, '__name__', accepted)}")

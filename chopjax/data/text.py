@@ -71,6 +71,8 @@ def _json_text(data: bytes, field: str, where: str) -> str:
         raise UserError(f"{where}: not UTF-8; convert the file") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested without end
+        raise UserError(f"{where}: not JSON that can be read ({error})") from error
     if not isinstance(record, dict):
         raise UserError(f"{where}: a JSON object is wanted, not {type(record).__name__}")
     if field not in record:
@@ -128,7 +130,7 @@ def _array_record(path: pathlib.Path, field: str) -> Iterator[str]:
 def _is_json_record(record: bytes, field: str) -> bool:
     try:
         value = json.loads(record)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and field in value
 

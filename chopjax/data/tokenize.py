@@ -130,9 +130,12 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: not a JSON object")
+    return found
 
 
 def _special_id(key: str, core: tokenizers.Tokenizer, settings: dict[str, Any], folder: pathlib.Path) -> int | None:
@@ -143,12 +146,15 @@ def _special_id(key: str, core: tokenizers.Tokenizer, settings: dict[str, Any], 
         text = value.get("content") if isinstance(value, dict) else value
         if text is None:
             return None
-        found = core.token_to_id(text)
+        found = core.token_to_id(text) if isinstance(text, str) else None
         if found is None:
             raise UserError(f"{folder / 'tokenizer_config.json'}: {key} {text!r} is not in the vocabulary")
         return found
     value = _read_json(folder / "config.json").get(f"{key}_id")
-    return value[0] if isinstance(value, list) else value
+    first = (value or [None])[0] if isinstance(value, list) else value
+    if first is not None and (type(first) is not int or first < 0):
+        raise UserError(f"{folder / 'config.json'}: {key}_id is {value!r}; it must be an id, or null for none")
+    return first
 
 
 def _adds_bos(core: tokenizers.Tokenizer, bos: int | None, settings: dict[str, Any]) -> bool:

@@ -230,8 +230,8 @@ def _evaluation(batches: Iterator[Sums]) -> Evaluation:
         raise UserError("evaluate: the held-out rows hold no token to score; give more text or a larger held-out share")
     nll = totals["next_token"] / tokens
     kl = totals["kl"] / tokens if "kl" in totals else None
-    # A broken model is reported as such rather than by an overflow.
-    perplexity = math.inf if nll > 700 else math.exp(nll)
+    # A broken model is reported as such, by a number that JSON can hold, rather than by an overflow.
+    perplexity = math.exp(min(nll, 700.0)) if math.isfinite(nll) else nll
     return Evaluation(nll, perplexity, kl, int(tokens))
 
 

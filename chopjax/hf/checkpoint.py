@@ -100,7 +100,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file}: missing; name a folder in Hugging Face format or a hub id") from None
-    except ValueError as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise UserError(f"{file}: not valid JSON ({error})") from None
     if not isinstance(raw, dict):
         raise UserError(f"{file}: not a JSON object")

@@ -83,8 +83,10 @@ def read_header(file: Path) -> dict[str, Entry]:
         parsed = json.loads(header)
     except FileNotFoundError:
         raise UserError(f"{file}: missing; download the checkpoint again") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{file}: not a safetensors file; download it again") from None
+    if not isinstance(parsed, dict):
+        raise UserError(f"{file}: not a safetensors file; download it again")
     parsed.pop("__metadata__", None)
     entries = {name: _entry(name, fields, file, 8 + length) for name, fields in parsed.items()}
     wanted = max((entry.offset + entry.nbytes for entry in entries.values()), default=8 + length)
@@ -108,8 +110,11 @@ def read_folder(folder: Path) -> dict[str, Entry]:
         raise UserError(f"{folder}: neither {SINGLE} nor {INDEX}")
     try:
         place: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{index}: not an index of safetensors shards; download it again") from None
+        known = all(isinstance(shard, str) for shard in place.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        known = False
+    if not known:
+        raise UserError(f"{index}: not an index of safetensors shards; download it again")
     found: dict[str, Entry] = {}
     for shard in sorted(set(place.values())):
         if Path(shard).name != shard:
@@ -222,8 +227,11 @@ def write_order(specs: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> Sequen
 def _entry(name: str, fields: Mapping[str, Any], file: Path, data_start: int) -> Entry:
     try:
         code, shape, (start, end) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
+        sound = isinstance(code, str) and all(type(number) is int and number >= 0 for number in (*shape, start, end))
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{file}: tensor {name} has a broken header entry; download it again") from None
+        sound = False
+    if not sound:
+        raise UserError(f"{file}: tensor {name} has a broken header entry; download it again")
     dtype = _FROM_CODE.get(code)
     if dtype is not None and end - start != math.prod(shape) * dtype.itemsize:
         raise UserError(f"{file}: tensor {name} has {end - start} bytes for shape {shape} of {code}; download it again")

@@ -31,6 +31,8 @@ def test_json_round_trip(plan: Plan) -> None:
         ({"vocab": [1, 2]}, "0, 1, 2"),
         ({"mlp": [[0], [1]]}, r"not \(5,\) \(layers\)"),
         ({"layers": [0, 4], "mlp": [[0], [1, 2]]}, "unequal"),
+        ({"layers": 3}, "give a list"),
+        ({"layers": [0, 2**32 + 1]}, "none beyond 32 bits"),
     ],
 )
 def test_refusals(kept: dict, said: str) -> None:
@@ -39,7 +41,25 @@ def test_refusals(kept: dict, said: str) -> None:
         Plan.from_json(json.dumps(body))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"source": {"sizes": {"layers": "x"}}, "kept": {}}'])
+def test_sizes_that_are_missing_or_unknown() -> None:
+    with pytest.raises(UserError, match="source.sizes lacks layers"):
+        Plan.from_json('{"source": {"sizes": {"mlp": 3}}, "kept": {"mlp": [[0]]}}')
+    with pytest.raises(UserError, match="has 'extra', which is no axis"):
+        check_source(Plan(dict(ROTARY.sizes) | {"extra": 3}, {}), ROTARY.sizes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"source": {"sizes": {"layers": "x"}}, "kept": {}}',
+        '{"source": {"sizes": {"layers": Infinity}}, "kept": {}}',
+        '{"source": {"sizes": {}}, "kept": {}, "reasons": 5}',
+    ],
+)
 def test_what_is_no_plan(text: str) -> None:
     with pytest.raises(UserError, match="not a plan"):
         Plan.from_json(text)

@@ -70,6 +70,8 @@ def test_written_config_reads_back_equal(tmp_path: pathlib.Path) -> None:
         ({"train": {"schedule": "linear"}}, "train.schedule is 'linear'; give one of"),
         ({"train": {"remat": "some"}}, "train.remat is 'some'; choose one of"),
         ({"train": {"learning_rate": float("nan")}}, "train.learning_rate is nan; give a number of 0 or more"),
+        ({"train": {"clip": float("inf")}}, "train.clip is inf; give a finite number"),
+        ({"data": {"sources": ["a.txt"]}}, "data.sources[0] is 'a.txt'; give a mapping such as {...} of path, hub"),
         ({"train": {"b2": 1.5}}, "train.b2 is 1.5; give a number from 0 to below 1"),
         ({"plan": {"layers": (3, 1)}}, "plan.layers is (3, 1); give kept layers from 0, ascending"),
         ({"plan": {"layers": (-1, 1)}}, "plan.layers is (-1, 1); give kept layers from 0, ascending"),

@@ -97,6 +97,8 @@ def test_hub_without_the_package(monkeypatch):
         (b'{"text": 3}', "a.jsonl, line 2: field 'text' is int, not text"),
         (b'{"text": "\\ud800"}', "a.jsonl, line 2: field 'text' has a lone surrogate at character 0"),
         (b'{"text": "\xff"}', "a.jsonl, line 2: not UTF-8"),
+        (b'{"text": ' + b"9" * 5000 + b"}", "a.jsonl, line 2: not JSON that can be read"),
+        (b"[" * 100_000, "a.jsonl, line 2: not JSON that can be read"),
     ],
 )
 def test_json_lines_errors_name_the_line(tmp_path, line, said):

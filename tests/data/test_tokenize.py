@@ -96,6 +96,26 @@ def test_ids_of_config_json_stand_in(tokenizer_with):
     assert (tokenizer.bos, tokenizer.eos) == (0, 1)
 
 
+@pytest.mark.parametrize("value", [-1, "x", [1.5], True])
+def test_ids_that_are_none(tokenizer_with, value):
+    folder = tokenizer_with(settings={})
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(UserError, match="eos_token_id is .*; it must be an id, or null for none"):
+        load_tokenizer(folder)
+    (folder / "config.json").write_text('{"eos_token_id": []}')
+    assert load_tokenizer(folder).eos is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"), [([], "not a JSON object"), ({"bos_token": 5}, "bos_token 5 is not in the vocabulary")]
+)
+def test_settings_of_a_wrong_kind(tokenizer_with, settings, said):
+    folder = tokenizer_with()
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=f"tokenizer_config.json: {said}"):
+        load_tokenizer(folder)
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

@@ -66,6 +66,60 @@ def test_config_not_json(tmp_path: Path) -> None:
     refused(tmp_path, "config.json", "not valid JSON")
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rms_norm_eps": "x"}, "rms_norm_eps must be a number above 0, found 'x'"),
+        ({"initializer_range": []}, "initializer_range must be a number above 0"),
+        ({"hidden_act": ["silu"]}, "unsupported hidden_act"),
+        ({"architectures": 5}, "architectures is 5; it must be a list of names"),
+        ({"rope_scaling": "x"}, "rope_scaling is 'x'; it must be an object"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor must be a number above 0, found 0"),
+        ({"rope_parameters": {"rope_theta": -1}}, "rope_theta must be a number above 0, found -1"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "factor": 2, "short_factor": [1], "long_factor": [1, 2]}},
+            "short_factor has 1 entries, but a head has 3 rotary pairs",
+        ),
+    ],
+)
+def test_values_of_a_wrong_kind(tmp_path: Path, changes: dict, said: str) -> None:
+    plain_checkpoint(tmp_path)
+    edit_config(tmp_path, **changes)
+    refused(tmp_path, "config.json", said)
+
+
+def with_header(file: Path, header: object) -> None:
+    """Replaces the header of a safetensors file."""
+    raw = file.read_bytes()
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + int.from_bytes(raw[:8], "little") :])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [36], "data_offsets": ["a", "b"]},
+        {"dtype": "F32", "shape": [36], "data_offsets": [-144, 0]},
+        {"dtype": "F32", "shape": [36.0], "data_offsets": [0, 144]},
+        {"dtype": ["F32"], "shape": [36], "data_offsets": [0, 144]},
+        5,
+    ],
+)
+def test_broken_header(tmp_path: Path, entry: object) -> None:
+    plain_checkpoint(tmp_path)
+    with_header(tmp_path / "model.safetensors", {"model.norm.weight": entry})
+    refused(tmp_path, "model.norm.weight has a broken header entry", "download it again")
+    with_header(tmp_path / "model.safetensors", [entry])
+    refused(tmp_path, "not a safetensors file")
+
+
+@pytest.mark.parametrize("weight_map", [[1], {"a": None}, {"a": 1, "b": "x"}])
+def test_broken_index(tmp_path: Path, weight_map: object) -> None:
+    plain_checkpoint(tmp_path)
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    refused(tmp_path, INDEX, "not an index")
+
+
 def test_unsupported_architecture_is_named_with_those_supported(tmp_path: Path) -> None:
     plain_checkpoint(tmp_path)
     edit_config(tmp_path, model_type="mamba", architectures=["MambaForCausalLM"])

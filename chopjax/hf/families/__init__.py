@@ -25,6 +25,8 @@ def family_of(raw: Mapping[str, Any]) -> Family:
     """
     model_type = raw.get("model_type")
     architectures = raw.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise UserError(f"config.json: architectures is {architectures!r}; it must be a list of names")
     family = FAMILIES.get(str(model_type))
     if family is not None and (not architectures or family.architecture in architectures):
         return family

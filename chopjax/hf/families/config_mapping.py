@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from chopjax.errors import UserError
-from chopjax.hf.families.rope import ROPE_KEYS, rope_from_hf, rope_to_hf
+from chopjax.hf.families.rope import ROPE_KEYS, positive, rope_from_hf, rope_to_hf
 from chopjax.models.config import Activation, LayerKind, ModelConfig
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def config_from_hf(family: Family, raw: Mapping[str, Any]) -> ModelConfig:
     if values.get("head_dim") is None and embed % q_heads:
         raise UserError(f"config.json: head_dim is missing and {q_heads} heads do not divide hidden_size {embed}")
     head_dim = embed // q_heads if values.get("head_dim") is None else _integer(values, "head_dim")
-    activation = ACTIVATIONS.get(values["hidden_act"])
+    activation = ACTIVATIONS.get(str(values["hidden_act"]))
     if activation is None:
         raise UserError(
             f"config.json: unsupported hidden_act {values['hidden_act']!r}; one of {', '.join(ACTIVATIONS)}"
@@ -72,7 +72,7 @@ def config_from_hf(family: Family, raw: Mapping[str, Any]) -> ModelConfig:
         vocab=_integer(values, "vocab_size"),
         positions=positions,
         norm=family.norm,
-        norm_eps=float(values[family.norm_eps_key]),
+        norm_eps=positive(values, family.norm_eps_key),
         activation=activation,
         gated=family.gated,
         tied=bool(values.get("tie_word_embeddings", False)),
@@ -80,10 +80,10 @@ def config_from_hf(family: Family, raw: Mapping[str, Any]) -> ModelConfig:
         o_bias=family.attention_bias == "option" and bias,
         mlp_bias=family.mlp_bias and bool(values.get("mlp_bias")),
         qk_norm=family.qk_norm,
-        rope=rope_from_hf(raw, positions, family.rotary_fraction),
+        rope=rope_from_hf(raw, positions, head_dim, family.rotary_fraction),
         kinds=kinds,
         kind_of_layer=kind_of_layer,
-        initializer_range=float(values["initializer_range"]),
+        initializer_range=positive(values, "initializer_range"),
     )
 
 
@@ -167,7 +167,8 @@ def _kinds(family: Family, values: Mapping[str, Any], layers: int) -> tuple[tupl
         first = {"none": layers, "all": 0, "by_layer": values.get("max_window_layers")}[family.windows]
         slides = [window is not None and layer >= cast(int, first) for layer in range(layers)]
     else:
-        if len(types) != layers or not set(types) <= {"full_attention", "sliding_attention"}:
+        types = types if isinstance(types, list) else [types]
+        if len(types) != layers or not set(map(str, types)) <= {"full_attention", "sliding_attention"}:
             raise UserError(
                 f"config.json: layer_types must be {layers} of full_attention or sliding_attention, "
                 f"found {len(types)} of {', '.join(sorted(set(map(str, types))))}"
@@ -179,7 +180,7 @@ def _kinds(family: Family, values: Mapping[str, Any], layers: int) -> tuple[tupl
         raise UserError(f"config.json: {family.model_type} slides in every layer or in none, unlike its layer_types")
     if not any(slides):
         return (LayerKind(),), (0,) * layers
-    sliding = LayerKind(window=int(cast(int, window)))
+    sliding = LayerKind(window=_integer(values, "sliding_window"))
     if all(slides):
         return (sliding,), (0,) * layers
     return (LayerKind(), sliding), tuple(map(int, slides))

@@ -1,5 +1,6 @@
 """Rotary embeddings of config.json, in the styles of transformers 4 (`rope_scaling`) and 5 (`rope_parameters`)."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast, get_args
 
@@ -37,7 +38,7 @@ _OPTIONAL: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def rope_from_hf(raw: Mapping[str, Any], positions: int, rotary_fraction: float | None) -> Rope:
+def rope_from_hf(raw: Mapping[str, Any], positions: int, head_dim: int, rotary_fraction: float | None) -> Rope:
     """Reads either style, or both in one file, with the precedence of transformers 5.
 
     Where `factor` is missing for yarn or longrope it is `positions` over the original positions, as there.
@@ -45,13 +46,17 @@ def rope_from_hf(raw: Mapping[str, Any], positions: int, rotary_fraction: float 
     Args:
         raw: config.json.
         positions: the model's `max_position_embeddings`.
+        head_dim: width of a head, for which longrope has one factor to two channels.
         rotary_fraction: default of `partial_rotary_factor`; None if the family's classes ignore it.
 
     Raises:
-        UserError: an unknown kind, a missing field, or per-layer rope.
+        UserError: an unknown kind, a missing field, one that is no number, or per-layer rope.
     """
     # transformers 5 prefers a non-empty rope_scaling to rope_parameters, and either to top-level keys.
-    found = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
+    given = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    if not isinstance(given, Mapping):
+        raise UserError(f"config.json: rope_scaling is {given!r}; it must be an object")
+    found = dict(given)
     if any(isinstance(value, Mapping) for value in found.values()):
         raise UserError("config.json: rope_parameters that differ by layer type are not supported")
     kind = found.get("rope_type", found.get("type", "default")) or "default"
@@ -60,22 +65,23 @@ def rope_from_hf(raw: Mapping[str, Any], positions: int, rotary_fraction: float 
     fraction = found.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
     if rotary_fraction is None and fraction not in (None, 1, 1.0):
         raise UserError(f"config.json: partial_rotary_factor {fraction} is not supported for {raw.get('model_type')}")
-    fields = {
-        field: _value(field, found[_KEYS[field]]) for field in _fields(kind) if found.get(_KEYS[field]) is not None
-    }
+    fields = {field: _value(found, _KEYS[field]) for field in _fields(kind) if found.get(_KEYS[field]) is not None}
     if "original_positions" in _REQUIRED[kind]:
         # A top-level value wins in transformers 5; without any, the model's own positions are meant.
-        original = raw.get(_ORIGINAL) or fields.get("original_positions") or positions
+        original = _value(raw, _ORIGINAL) if raw.get(_ORIGINAL) else fields.get("original_positions") or positions
         fields["original_positions"] = int(original)
         if kind in ("yarn", "longrope"):
             fields.setdefault("factor", positions / original)
     missing = [_KEYS[field] for field in _REQUIRED[kind] if field not in fields]
     if missing:
         raise UserError(f"config.json: rope_type {kind!r} needs {', '.join(missing)}")
-    theta = float(_first(found.get("rope_theta"), raw.get("rope_theta"), 10_000.0))
-    return Rope(
-        kind=cast(RopeKind, kind), theta=theta, rotary_fraction=float(_first(fraction, rotary_fraction, 1.0)), **fields
-    )
+    theta = positive({"rope_theta": _first(found.get("rope_theta"), raw.get("rope_theta"), 10_000.0)}, "rope_theta")
+    share = positive({"share": _first(fraction, rotary_fraction, 1.0)}, "share", said="partial_rotary_factor")
+    for name in ("short_factor", "long_factor"):
+        pairs = int(head_dim * share) // 2
+        if name in fields and len(fields[name]) != pairs:
+            raise UserError(f"config.json: {name} has {len(fields[name])} entries, but a head has {pairs} rotary pairs")
+    return Rope(kind=cast(RopeKind, kind), theta=theta, rotary_fraction=share, **fields)
 
 
 def rope_to_hf(rope: Rope, partial: bool) -> dict[str, Any]:
@@ -108,12 +114,35 @@ def _fields(kind: str) -> tuple[str, ...]:
     return _REQUIRED[kind] + _OPTIONAL.get(kind, ())
 
 
-def _value(field: str, value: Any) -> Any:
-    if field in ("short_factor", "long_factor"):
-        return tuple(float(entry) for entry in value)
-    if field == "truncate":
+def positive(values: Mapping[str, Any], key: str, said: str = "") -> float:
+    """A number above 0 out of config.json.
+
+    Args:
+        said: how the message calls it; `key` if empty.
+
+    Raises:
+        UserError: it is something else.
+    """
+    value = values[key]
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (ValueError, TypeError, OverflowError):
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise UserError(f"config.json: {said or key} must be a number above 0, found {value!r}")
+    return found
+
+
+def _value(values: Mapping[str, Any], key: str) -> Any:
+    value = values[key]
+    if key in ("short_factor", "long_factor"):
+        entries = value if isinstance(value, list) else [value]
+        return tuple(positive({key: entry}, key) for entry in entries)
+    if key == "truncate":
         return bool(value)
-    return int(value) if field == "original_positions" else float(value)
+    if key in ("mscale", "mscale_all_dim") and value == 0:
+        return 0.0
+    return int(positive(values, key)) if key == _ORIGINAL else positive(values, key)
 
 
 def _first(*values: Any) -> Any:
