@@ -54,7 +54,7 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def config_mismatch(config: ModelConfig, found: Mapping[str, tuple[int, ...]]) -> str | None:
     """The first difference between the shapes that `config` calls for and those found, in words; None if equal."""
     wanted = shapes(config)
-    for path in wanted.keys() | found.keys():
+    for path in {**wanted, **found}:
         if wanted.get(path) != found.get(path):
             return f"{path}: config calls for {wanted.get(path)}, found {found.get(path)}"
     return None
