@@ -7,23 +7,23 @@ total is a scalar, so its gradients can be made beside it and only be scaled whe
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from chopjax.models.block import Constrain
+
 # Logit of a column that is no token. Finite, so that 0 · (masked - masked) stays 0.
 MASKED = -1e30
 
-Pin = Callable[[Array, tuple[str | None, ...]], Array]
 Parts = dict[str, Array]
 Teacher = tuple[Float[Array, "batch length teacher_embed"], Float[Array, "teacher_embed vocab"]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Chunking:
     """How [batch, length] is cut: `row_chunks` x `length_chunks` chunks of `rows` x `positions` tokens.
 
     Rows of one chunk lie `row_chunks` apart in the batch. So where the batch axis is held in `shards` consecutive
@@ -37,7 +37,7 @@ class Plan:
     shards: int
 
     @classmethod
-    def make(cls, chunk: int, shape: tuple[int, ...], shards: int) -> "Plan":
+    def make(cls, chunk: int, shape: tuple[int, ...], shards: int) -> "Chunking":
         """The fewest even chunks of at most `chunk` tokens; never less than one token for each shard.
 
         Raises:
@@ -52,7 +52,7 @@ class Plan:
         length_chunks = math.ceil(length / max(1, chunk // rows))
         return cls(batch // rows, rows, length_chunks, math.ceil(length / length_chunks), shards)
 
-    def split(self, array: Array, pin: Pin) -> Array:
+    def split(self, array: Array, pin: Constrain) -> Array:
         """[batch, length, ...] → [chunk, token, ...], filled up with zeros at the end of the length."""
         missing = self.length_chunks * self.positions - array.shape[1]
         rest = array.shape[2:]
@@ -82,8 +82,8 @@ class Terms:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def sums(
     terms: Terms,
-    plan: Plan,
-    pin: Pin,
+    chunking: Chunking,
+    pin: Constrain,
     hidden: Float[Array, "batch length embed"],
     unembed: Float[Array, "embed vocab"],
     labels: Int[Array, "batch length"],
@@ -91,40 +91,47 @@ def sums(
     teacher: Teacher | None,
 ) -> tuple[Float[Array, ""], Parts]:
     """`losses.chunked_loss` after its arguments were checked. Differentiable in `hidden` and `unembed` only."""
-    unembed, teacher_unembed, chunks = _prepare(plan, pin, hidden, unembed, labels, weights, teacher)
+    unembed, teacher_unembed, chunks = _prepare(chunking, pin, hidden, unembed, labels, weights, teacher)
 
     def step(parts: Parts, chunk: dict[str, Array]) -> tuple[Parts, None]:
         values, _ = _chunk(terms, pin, chunk, unembed, teacher_unembed, gradient=False)
         return _add(parts, values, chunk["weights"]), None
 
-    by_place, _ = jax.lax.scan(step, _zero_parts(plan, pin, teacher), chunks)
+    by_place, _ = jax.lax.scan(step, _zero_parts(chunking, pin, teacher), chunks)
     return _total(terms, by_place)
 
 
 def _sums_and_gradients(
-    terms: Terms, plan: Plan, pin: Pin, hidden: Array, unembed: Array, labels: Array, weights: Array, teacher: Any
+    terms: Terms,
+    chunking: Chunking,
+    pin: Constrain,
+    hidden: Array,
+    unembed: Array,
+    labels: Array,
+    weights: Array,
+    teacher: Any,
 ) -> tuple[tuple[Array, Parts], tuple[Array, Array]]:
     embed, vocab = unembed.shape
-    whole, teacher_unembed, chunks = _prepare(plan, pin, hidden, unembed, labels, weights, teacher)
+    whole, teacher_unembed, chunks = _prepare(chunking, pin, hidden, unembed, labels, weights, teacher)
 
     def step(carry: tuple[Parts, Array], chunk: dict[str, Array]) -> tuple[tuple[Parts, Array], Array]:
         parts, d_unembed = carry
         values, d_logits = _chunk(terms, pin, chunk, whole, teacher_unembed, gradient=True)
         d_logits = (d_logits * chunk["weights"][:, None]).astype(hidden.dtype)
         d_hidden = pin(_product("tv,ev->te", d_logits, whole).astype(hidden.dtype), ("batch", None))
-        by_shard = (array.reshape(plan.shards, -1, array.shape[1]) for array in (chunk["hidden"], d_logits))
+        by_shard = (array.reshape(chunking.shards, -1, array.shape[1]) for array in (chunk["hidden"], d_logits))
         d_unembed = pin(d_unembed + _product("ste,stv->sev", *by_shard), ("batch", None, "vocab"))
         return (_add(parts, values, chunk["weights"]), d_unembed), d_hidden
 
-    zeros = jnp.zeros((plan.shards, embed, vocab), jnp.float32)
-    start = _zero_parts(plan, pin, teacher), pin(zeros, ("batch", None, "vocab"))
+    zeros = jnp.zeros((chunking.shards, embed, vocab), jnp.float32)
+    start = _zero_parts(chunking, pin, teacher), pin(zeros, ("batch", None, "vocab"))
     (by_place, d_unembed), d_hidden = jax.lax.scan(step, start, chunks)
-    gradients = plan.join(d_hidden, hidden.shape[1]), d_unembed.sum(0).astype(unembed.dtype)
+    gradients = chunking.join(d_hidden, hidden.shape[1]), d_unembed.sum(0).astype(unembed.dtype)
     return _total(terms, by_place), gradients
 
 
 def _scale_gradients(
-    terms: Terms, plan: Plan, pin: Pin, gradients: tuple[Array, Array], cotangent: tuple[Array, Parts]
+    terms: Terms, chunking: Chunking, pin: Constrain, gradients: tuple[Array, Array], cotangent: tuple[Array, Parts]
 ) -> tuple[Array, Array, None, None, None]:
     total, _ = cotangent  # the parts are for reports
     d_hidden, d_unembed = ((gradient.astype(jnp.float32) * total).astype(gradient.dtype) for gradient in gradients)
@@ -135,7 +142,7 @@ sums.defvjp(_sums_and_gradients, _scale_gradients)
 
 
 def _prepare(
-    plan: Plan, pin: Pin, hidden: Array, unembed: Array, labels: Array, weights: Array, teacher: Any
+    chunking: Chunking, pin: Constrain, hidden: Array, unembed: Array, labels: Array, weights: Array, teacher: Any
 ) -> tuple[Array, Array | None, dict[str, Array]]:
     """Both unembeddings, whole but for the vocabulary, gathered here once and not in each chunk; and the chunks."""
     arrays = {"hidden": hidden, "labels": labels, "weights": weights}
@@ -143,11 +150,11 @@ def _prepare(
     if teacher is not None:
         arrays["teacher"] = teacher[0]
         teacher_unembed = pin(teacher[1], (None, "vocab"))
-    return pin(unembed, (None, "vocab")), teacher_unembed, {k: plan.split(v, pin) for k, v in arrays.items()}
+    return pin(unembed, (None, "vocab")), teacher_unembed, {k: chunking.split(v, pin) for k, v in arrays.items()}
 
 
 def _chunk(
-    terms: Terms, pin: Pin, chunk: dict[str, Array], unembed: Array, teacher_unembed: Array | None, gradient: bool
+    terms: Terms, pin: Constrain, chunk: dict[str, Array], unembed: Array, teacher_unembed: Array | None, gradient: bool
 ) -> tuple[dict[str, Float[Array, "token"]], Array]:
     """Each term for each token of a chunk, and the gradient of their weighted sum with respect to the logits."""
     student = _logits(terms, pin, chunk["hidden"], unembed)
@@ -174,7 +181,7 @@ def _chunk(
 
 
 def _logits(
-    terms: Terms, pin: Pin, hidden: Float[Array, "token embed"], unembed: Float[Array, "embed vocab"]
+    terms: Terms, pin: Constrain, hidden: Float[Array, "token embed"], unembed: Float[Array, "embed vocab"]
 ) -> Float[Array, "token vocab"]:
     logits = pin(_product("te,ev->tv", hidden, unembed), ("batch", "vocab"))
     if terms.tokens == unembed.shape[1]:
@@ -186,10 +193,10 @@ def _product(equation: str, left: Array, right: Array) -> Array:
     return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
 
 
-def _zero_parts(plan: Plan, pin: Pin, teacher: Any) -> Parts:
+def _zero_parts(chunking: Chunking, pin: Constrain, teacher: Any) -> Parts:
     """Sums of each term for each place in a chunk, so that devices add theirs up only once, after the last chunk."""
     names = ("next_token", "z_loss") if teacher is None else ("next_token", "z_loss", "kl")
-    return {name: pin(jnp.zeros(plan.rows * plan.positions, jnp.float32), ("batch",)) for name in names}
+    return {name: pin(jnp.zeros(chunking.rows * chunking.positions, jnp.float32), ("batch",)) for name in names}
 
 
 def _add(parts: Parts, values: Parts, weights: Float[Array, "token"]) -> Parts:

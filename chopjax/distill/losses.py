@@ -1,7 +1,5 @@
 """The training loss: next-token cross entropy, divergence from a teacher and z-loss, without a logits array."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -9,8 +7,7 @@ from jaxtyping import Array, Float, Int
 from chopjax.distill import chunked
 from chopjax.distill.config import LossConfig
 from chopjax.errors import UserError
-
-Constrain = Callable[[Array, tuple[str | None, ...]], Array]
+from chopjax.models.block import Constrain, unpinned
 
 
 def chunked_loss(
@@ -24,7 +21,7 @@ def chunked_loss(
     *,
     vocab_tokens: int | None = None,
     shards: int = 1,
-    constrain: Constrain | None = None,
+    constrain: Constrain = unpinned,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Sums of the losses over all tokens, each weighted by `weights`; divide by `weights.sum()` for a mean.
 
@@ -66,21 +63,16 @@ def chunked_loss(
         width = min(width, teacher_unembed.shape[1])
     if vocab_tokens is not None and not 0 < vocab_tokens <= width:
         raise UserError(f"the tokenizer has {vocab_tokens} tokens but a model has only {width} rows of vocabulary")
-    plan = chunked.Plan.make(config.chunk, hidden.shape[:2], shards)
+    chunking = chunked.Chunking.make(config.chunk, hidden.shape[:2], shards)
     terms = chunked.Terms(config.next_token, config.kl, config.temperature, config.z_loss, vocab_tokens or width)
     teacher = None
     if teacher_hidden is not None and teacher_unembed is not None:
         teacher = (teacher_hidden, _fit_columns(teacher_unembed, unembed.shape[1]))
         teacher = jax.lax.stop_gradient(teacher)
-    pin = constrain or _unpinned
-    return chunked.sums(terms, plan, pin, hidden, unembed, labels, weights.astype(jnp.float32), teacher)
+    return chunked.sums(terms, chunking, constrain, hidden, unembed, labels, weights.astype(jnp.float32), teacher)
 
 
 def _fit_columns(unembed: Float[Array, "embed old"], vocab: int) -> Float[Array, "embed vocab"]:
     """Cuts off or adds columns, all of them padding, so that both sides' logits line up."""
     added = max(0, vocab - unembed.shape[1])
     return jnp.pad(unembed[:, :vocab], ((0, 0), (0, added))) if unembed.shape[1] != vocab else unembed
-
-
-def _unpinned(array: Array, axes: tuple[str | None, ...]) -> Array:
-    return array

@@ -18,6 +18,12 @@ Constrain = Callable[[Array, tuple[str | None, ...]], Array]
 Masks = Mapping[str, Array]
 """Axis name → float32, 1 where kept and 0 where dropped, shaped like the axis after those around it."""
 
+
+def unpinned(array: Array, axes: tuple[str | None, ...]) -> Array:
+    """The `Constrain` where there is no mesh."""
+    return array
+
+
 RESIDUAL = ("batch", "length", "embed")
 
 

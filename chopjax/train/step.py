@@ -14,6 +14,7 @@ from chopjax.data.labels import next_token_labels
 from chopjax.distill.losses import LossConfig, chunked_loss
 from chopjax.errors import UserError
 from chopjax.models import decoder
+from chopjax.models.block import unpinned
 from chopjax.models.config import ModelConfig
 from chopjax.sharding.mesh import Constrain, batch_sharding, param_shardings, replicated
 from chopjax.train import optimizers
@@ -172,7 +173,7 @@ def _sums(
 ) -> tuple[Array, Metrics]:
     """The total loss of a micro-batch, and sums for reports: `loss`, its parts, and `tokens`."""
     labels, weights = next_token_labels(batch["tokens"], batch["segment_ids"])
-    pin = models.constrain or _unpinned
+    pin = models.constrain or unpinned
 
     def outputs(config: ModelConfig, params: Params, remat: str) -> tuple[Array, Array]:
         inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
@@ -219,10 +220,6 @@ def _accumulate(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jax.tree.map(lambda x: x[0], micros))
     )
     return jax.lax.scan(lambda carry, micro: (jax.tree.map(jnp.add, carry, one(micro)), None), zeros, micros)[0]
-
-
-def _unpinned(array: Array, axes: tuple[str | None, ...]) -> Array:
-    return array
 
 
 def _cast(tree: Any, dtype: jax.typing.DTypeLike) -> Any:

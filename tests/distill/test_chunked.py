@@ -6,18 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chopjax.distill.chunked import Plan
+from chopjax.distill.chunked import Chunking
 
 
 @settings(max_examples=12, deadline=None)
 @given(st.integers(1, 50), st.integers(1, 6), st.sampled_from([1, 2, 3]), st.integers(1, 13))
 def test_split_and_join(chunk: int, rows_of_shard: int, shards: int, length: int) -> None:
     batch = rows_of_shard * shards
-    plan = Plan.make(chunk, (batch, length), shards)
+    chunking = Chunking.make(chunk, (batch, length), shards)
     array = np.arange(1, batch * length * 2 + 1).reshape(batch, length, 2)
-    chunks = np.asarray(plan.split(jnp.asarray(array), lambda x, axes: x))
+    chunks = np.asarray(chunking.split(jnp.asarray(array), lambda x, axes: x))
     assert chunks.shape[1] <= max(chunk, shards)
-    np.testing.assert_array_equal(plan.join(jnp.asarray(chunks), length), array)
+    np.testing.assert_array_equal(chunking.join(jnp.asarray(chunks), length), array)
     assert chunks.size - array.size == np.sum(chunks == 0)
     # Every chunk's tokens come in `shards` runs, each from one shard's own rows.
     rows = (chunks.reshape(len(chunks), shards, -1, 2)[..., 0] - 1) // (2 * length)
@@ -27,10 +27,10 @@ def test_split_and_join(chunk: int, rows_of_shard: int, shards: int, length: int
 
 
 def test_padding_is_less_than_a_position_for_each_chunk() -> None:
-    plan = Plan.make(512, (8, 1025), 8)
-    assert (plan.rows, plan.length_chunks, plan.positions) == (8, 17, 61)
+    chunking = Chunking.make(512, (8, 1025), 8)
+    assert (chunking.rows, chunking.length_chunks, chunking.positions) == (8, 17, 61)
 
 
 def test_refuses_uneven_shards() -> None:
     with pytest.raises(ValueError, match="3 equal parts"):
-        Plan.make(8, (4, 4), 3)
+        Chunking.make(8, (4, 4), 3)
