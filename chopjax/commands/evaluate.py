@@ -14,7 +14,6 @@ from chopjax.commands.run import Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
 from chopjax.commands.watch import heldout
-from chopjax.data.tokenize import load_tokenizer
 from chopjax.errors import UserError
 from chopjax.evaluate.generate import generate
 from chopjax.evaluate.perplexity import Evaluation, rolling_perplexity
@@ -96,7 +95,7 @@ def _rolling(run: Run, config: ModelConfig, params: dict[str, Any]) -> Evaluatio
 
 
 def _texts(run: Run, checkpoint: Checkpoint, params: dict[str, Any]) -> list[str]:
-    chosen, tokenizer = run.settings.evaluate, load_tokenizer(run.source.folder)
+    chosen, tokenizer = run.settings.evaluate, run.tokenizer
     if not chosen.prompts:
         return []
     before = [] if not tokenizer.adds_bos or tokenizer.bos is None else [tokenizer.bos]

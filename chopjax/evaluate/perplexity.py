@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,16 +19,13 @@ from jaxtyping import Array, Float, Int
 from chopjax.data.labels import next_token_labels
 from chopjax.distill.losses import LossConfig, chunked_loss
 from chopjax.errors import UserError
+from chopjax.models.block import Constrain, unpinned
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Params, forward, unembedding
 
 Model = tuple[ModelConfig, Params]
 Batch = Mapping[str, Any]
 Sums = dict[str, Float[Array, ""]]
-
-
-def _unpinned(x: Array, axes: tuple[str | None, ...]) -> Array:
-    return x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +54,7 @@ def evaluate_rows(
     chunk: int = 512,
     vocab_tokens: int | None = None,
     shards: int = 1,
-    constrain: Callable[..., Array] = _unpinned,
+    constrain: Constrain = unpinned,
 ) -> Evaluation:
     """Perplexity over packed rows, and KL(teacher ‖ model) on the same tokens.
 
@@ -99,7 +96,7 @@ def rolling_perplexity(
     chunk: int = 512,
     vocab_tokens: int | None = None,
     shards: int = 1,
-    constrain: Callable[..., Array] = _unpinned,
+    constrain: Constrain = unpinned,
 ) -> Evaluation:
     """Perplexity of one stream by windows of `window` inputs, each `stride` further on; see `rolling_windows`.
 
@@ -183,7 +180,7 @@ def batch_sums(
     chunk: int = 512,
     vocab_tokens: int | None = None,
     shards: int = 1,
-    constrain: Callable[..., Array] = _unpinned,
+    constrain: Constrain = unpinned,
 ) -> Sums:
     """float32 sums `next_token` and `tokens`, and with a teacher `kl`, over one batch.
 

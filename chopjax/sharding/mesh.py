@@ -121,8 +121,3 @@ class Constrain:
     def batch_shards(self) -> int:
         """Parts in which the mesh holds the batch axis."""
         return math.prod(self.mesh.shape[axis] for axis in RULES["batch"])
-
-
-def constrain(mesh: Mesh | AbstractMesh, fallbacks: Sequence[str] = ()) -> Constrain:
-    """What `models.decoder.forward` and `distill.losses.chunked_loss` take as `constrain`."""
-    return Constrain(mesh, tuple(fallbacks))

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from chopjax.errors import UserError
-from chopjax.sharding.mesh import batch_sharding, constrain, join_processes, make_mesh, spec
+from chopjax.sharding.mesh import Constrain, batch_sharding, join_processes, make_mesh, spec
 from chopjax.sharding.rules import MeshConfig
 
 MESH = MeshConfig(data=2, fsdp=2, tensor=2)
@@ -26,7 +26,7 @@ def test_spec() -> None:
 
 def test_constrain_pins() -> None:
     mesh = make_mesh(MESH)
-    pin = constrain(mesh, ("kv_heads",))
+    pin = Constrain(mesh, ("kv_heads",))
     q = jax.jit(lambda x: pin(x, ("batch", "length", "kv_heads", "q_per_kv", "head_dim")))(jnp.ones((8, 3, 3, 4, 5)))
     assert q.sharding.spec == P(("data", "fsdp"), None, None, "tensor")
     vocab = jax.jit(lambda x: pin(x, (None, "vocab")))(jnp.ones((6, 4)))
@@ -36,7 +36,7 @@ def test_constrain_pins() -> None:
 
 
 def test_constrain_refuses_instead_of_replicating() -> None:
-    pin = constrain(make_mesh(MESH))
+    pin = Constrain(make_mesh(MESH))
     with pytest.raises(UserError, match="axis kv_heads of size 3"):
         jax.eval_shape(lambda x: pin(x, ("batch", "kv_heads")), jnp.ones((4, 3)))
     with pytest.raises(UserError, match="axis batch of size 6"):

@@ -15,7 +15,7 @@ from chopjax.errors import UserError
 from chopjax.models import decoder
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import declare
-from chopjax.sharding.mesh import constrain, make_mesh, param_shardings, replicated
+from chopjax.sharding.mesh import Constrain, make_mesh, param_shardings, replicated
 from chopjax.sharding.rules import MeshConfig
 from chopjax.train.optimizers import OptimizerConfig, build
 from chopjax.train.schedules import ScheduleConfig, make_schedule
@@ -80,7 +80,7 @@ def run(shape: tuple[int, int, int], steps: int, rows: int = 16) -> tuple[np.nda
     config = MeshConfig(*shape, fallbacks=FALLBACKS)
     mesh = make_mesh(config, jax.devices()[: int(np.prod(shape))])
     rule = optimizer()
-    step = make_step(models(constrain(mesh, FALLBACKS)), LOSS, FLOAT32, rule, make_schedule(SCHEDULE))
+    step = make_step(models(Constrain(mesh, FALLBACKS)), LOSS, FLOAT32, rule, make_schedule(SCHEDULE))
     shardings = state_shardings(STUDENT, rule, mesh, FALLBACKS)
     teacher_shardings = param_shardings(TEACHER, mesh, FALLBACKS)
     # The step donates its state, and so must not be given the cached arrays themselves.
@@ -217,7 +217,7 @@ def test_vocabulary_and_batch_are_not_moved_between_devices_in_each_chunk() -> N
     student = ModelConfig(2, 24, 3, 3, 4, 32, vocab, positions=length)
     rule = build(OptimizerConfig(), declare(student))
     loss = LossConfig(1.0, kl=0.0, chunk=32)
-    step = make_step(Models(student, constrain=constrain(mesh)), loss, FLOAT32, rule, make_schedule(SCHEDULE))
+    step = make_step(Models(student, constrain=Constrain(mesh)), loss, FLOAT32, rule, make_schedule(SCHEDULE))
     state = jax.eval_shape(lambda x: init_state(x, rule), decoder.abstract_params(student))
     inputs = dict.fromkeys(INPUTS, jax.ShapeDtypeStruct((rows, length), jnp.int32))
     compiled = compile_step(step, state_shardings(student, rule, mesh), None, mesh).lower(state, None, inputs).compile()
