@@ -36,6 +36,9 @@ class Run:
     def __init__(self, chosen: Settings) -> None:
         self.settings = chosen
         join_processes(chosen.mesh)
+        if chosen.train.compute_dtype == "float32" and jax.default_backend() != "cpu":
+            # Accelerators would make such products of TF32 or bfloat16 parts, which nobody asked for.
+            jax.config.update("jax_default_matmul_precision", "highest")
         self.workdir = pathlib.Path(chosen.workdir)
         self.writer = jax.process_index() == 0
         self.stages = Stages(self.workdir, writer=self.writer, barrier=self.barrier)
