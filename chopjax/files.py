@@ -19,11 +19,15 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 
@@ -59,8 +63,8 @@ def digest(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def fingerprint(path: str | os.PathLike[str]) -> str:
-    """A digest of a file, or of all files under a folder, by names, sizes and contents.
+def fingerprint(path: str | os.PathLike[str], nested: bool = True) -> str:
+    """A digest of a file, or of all files in a folder, by names, sizes and contents; of its sub-folders if `nested`.
 
     Times do not enter, so a copy has the same fingerprint. Of files above 64 MiB only the size and the first and last
     MiB are read. A path that does not exist has the fingerprint `"absent"`.
@@ -70,7 +74,7 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
         return "absent"
     if path.is_file():
         return _file_digest(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    files = sorted(file for file in (path.rglob("*") if nested else path.iterdir()) if file.is_file())
     return digest({file.relative_to(path).as_posix(): _file_digest(file) for file in files})
 
 

@@ -4,6 +4,7 @@ absl alone gives tracebacks and status 1, and loads the config only at its first
 command's own module is imported only after its config has been read and checked.
 """
 
+import errno
 import importlib
 import os
 import re
@@ -11,6 +12,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import flags
 from ml_collections import config_dict, config_flags
@@ -21,7 +23,12 @@ from chopjax.errors import UserError
 
 Main = Callable[[settings.Settings], None]
 
-EXIT_BAD_INPUT = 2
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+# What a folder or a disk refuses; any other OSError is a bug.
+_REFUSED = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
+}
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
 # ml_collections lists the whole config where a locked one has no such field.
 _OTHER_FIELDS = re.compile(r"Other fields present: .*(?=Did you mean)|Other fields present: .*", re.DOTALL)
@@ -30,8 +37,9 @@ _OTHER_FIELDS = re.compile(r"Other fields present: .*(?=Did you mean)|Other fiel
 def run(command: str | Main, positional: str = "", required: Sequence[str] = ("source", "workdir")) -> None:
     """Runs a command with the settings of `sys.argv`.
 
-    Bad input, in the config or found later as a `UserError`, is one line on stderr and exit status 2; any other
-    exception is a bug and keeps its traceback and status 1.
+    Bad input, in the config or found later as a `UserError`, is one line on stderr and exit status 2, and so is what a
+    folder or a disk refuses; an interruption from the keyboard is one line and 130; any other exception is a bug and
+    keeps its traceback and status 1.
 
     Args:
         command: a module of `chopjax.commands`, imported after the config was read, or its `main` itself.
@@ -43,8 +51,19 @@ def run(command: str | Main, positional: str = "", required: Sequence[str] = ("s
         main = _main_of(command) if isinstance(command, str) else command
         main(chosen)
     except UserError as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+        _end(f"error: {_one_line(error)}", EXIT_BAD_INPUT)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        place = f"{error.filename2 or error.filename}: " if error.filename else ""
+        _end(f"error: {place}{error.strerror}; see to the path, its permissions and the space left", EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        _end("interrupted; the same command goes on where it was", EXIT_INTERRUPTED)
+
+
+def _end(line: str, status: int) -> NoReturn:
+    print(line, file=sys.stderr)
+    sys.exit(status)
 
 
 def parse(argv: Sequence[str], positional: str = "", required: Sequence[str] = ()) -> settings.Settings:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 from typing import Any
 
 import jax
@@ -48,7 +49,14 @@ def make(run: Run) -> None:
 
 def read(run: Run) -> dict[str, dict[str, Any]]:
     """Figures by model: `nll`, `perplexity`, `kl` and `tokens`; `rolling_perplexity` where a window is set."""
-    return json.loads((run.workdir / EVALUATION).read_text(encoding="utf-8"))
+    file = run.workdir / EVALUATION
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: damaged; remove it to have it made again")
+    return found
 
 
 def _work(run: Run) -> None:
@@ -60,7 +68,10 @@ def _work(run: Run) -> None:
     for name, checkpoint in _models(run).items():
         params = teacher if checkpoint is run.teacher else run.load(checkpoint)
         against = None if checkpoint is run.teacher else teacher
-        evaluations[name] = dataclasses.asdict(heldout(run, checkpoint.config, params, against))
+        found = heldout(run, checkpoint.config, params, against)
+        if not math.isfinite(found.nll):
+            raise UserError(f"evaluate: the loss of the {name} model is {found.nll}; its weights are broken")
+        evaluations[name] = dataclasses.asdict(found)
         if run.settings.evaluate.window:
             evaluations[name]["rolling_perplexity"] = _rolling(run, checkpoint.config, params).perplexity
         for sample, text in zip(samples, _texts(run, checkpoint, params), strict=True):
@@ -94,12 +105,30 @@ def _rolling(run: Run, config: ModelConfig, params: dict[str, Any]) -> Evaluatio
     )
 
 
+def check(run: Run) -> None:
+    """Refuses, before anything slow, prompts and a window that the models could not take.
+
+    Raises:
+        UserError: an empty prompt, or a window beyond the models' positions.
+    """
+    for index, ids in enumerate(_prompts(run)):
+        if not ids:
+            raise UserError(f"evaluate.prompts[{index}] is empty; give some text, or leave it out")
+    window = run.settings.evaluate.window
+    for model in (run.source.config, run.teacher.config):
+        if window > model.positions and model.rope.kind != "dynamic":
+            raise UserError(f"evaluate.window is {window}, but the model has only {model.positions} positions")
+
+
+def _prompts(run: Run) -> list[list[int]]:
+    tokenizer = run.tokenizer
+    before = [] if not tokenizer.adds_bos or tokenizer.bos is None else [tokenizer.bos]
+    return [before + ids for ids in tokenizer.encode(run.settings.evaluate.prompts)]
+
+
 def _texts(run: Run, checkpoint: Checkpoint, params: dict[str, Any]) -> list[str]:
     chosen, tokenizer = run.settings.evaluate, run.tokenizer
-    if not chosen.prompts:
-        return []
-    before = [] if not tokenizer.adds_bos or tokenizer.bos is None else [tokenizer.bos]
-    prompts = [before + ids for ids in tokenizer.encode(chosen.prompts)]
+    prompts = _prompts(run)
     ends = () if tokenizer.eos is None else (tokenizer.eos,)
     key = jax.random.key(run.settings.seed)
     said = generate(checkpoint.config, params, prompts, chosen.new_tokens, chosen.temperature, key, ends)

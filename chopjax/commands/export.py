@@ -27,8 +27,12 @@ def make(run: Run) -> None:
         UserError: the run was not trained yet; the folder is there and was not made by this run.
     """
     inputs = run.settings.dotted("export") | {"train": run.stages.digest("train")}
-    stage = Stage("export", (os.path.relpath(run.export_folder, run.workdir),))
-    run.stage(stage, inputs, functools.partial(_work, run))
+    run.stage(stage(run), inputs, functools.partial(_work, run))
+
+
+def stage(run: Run) -> Stage:
+    """The stage, whose output need not lie in the workdir."""
+    return Stage("export", (os.path.relpath(run.export_folder, run.workdir),))
 
 
 def _work(run: Run) -> None:

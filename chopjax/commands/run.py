@@ -1,6 +1,8 @@
 """One run: its settings, its workdir, and what several commands open of both, each opened once and when needed."""
 
+import fcntl
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -44,8 +46,14 @@ class Run:
         self.stages = Stages(self.workdir, writer=self.writer, barrier=self.barrier)
 
     def begin(self) -> None:
-        """Writes the resolved config to the workdir."""
+        """Makes the workdir this process's own, and writes the resolved config to it.
+
+        Raises:
+            UserError: it cannot be made, another process works in it, or it holds files of something else.
+        """
         if self.writer:
+            _hold(self.workdir.absolute())
+            _refuse_foreign(self.workdir)
             settings.write(self.settings)
 
     def say(self, line: str) -> None:
@@ -88,7 +96,11 @@ class Run:
     @functools.cached_property
     def plan(self) -> Plan:
         """The plan that this run follows."""
-        return Plan.from_json((self.workdir / PLAN).read_text(encoding="utf-8"))
+        file = self.workdir / PLAN
+        try:
+            return Plan.from_json(file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}: damaged; remove it to have it made again") from error
 
     @functools.cached_property
     def student(self) -> Checkpoint:
@@ -169,12 +181,14 @@ class Run:
     @functools.cached_property
     def source_print(self) -> str:
         """A fingerprint of the source's files."""
-        return files.fingerprint(self.source.folder)
+        return files.fingerprint(self.source.folder, nested=False)
 
     @functools.cached_property
     def teacher_print(self) -> str:
         """A fingerprint of the teacher's files."""
-        return self.source_print if self.teacher is self.source else files.fingerprint(self.teacher.folder)
+        if self.teacher is self.source:
+            return self.source_print
+        return files.fingerprint(self.teacher.folder, nested=False)
 
 
 def begin(chosen: Settings) -> Run:
@@ -182,3 +196,30 @@ def begin(chosen: Settings) -> Run:
     run = Run(chosen)
     run.begin()
     return run
+
+
+@functools.cache
+def _hold(workdir: pathlib.Path) -> int:
+    """Makes the folder and locks it for as long as this process lives; a file system without locks is let pass."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"workdir: {workdir} cannot be made ({error.strerror}); name another") from error
+    folder = os.open(workdir, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(folder)
+        raise UserError(f"workdir: another process works in {workdir}; wait for it, or name another") from error
+    except OSError:
+        pass
+    return folder
+
+
+def _refuse_foreign(workdir: pathlib.Path) -> None:
+    """Refuses a folder of something else, such as a model, with a file that a run would write over."""
+    if (workdir / "stages").is_dir() or settings.written(workdir):
+        return
+    for name in ("config.json", "metrics.jsonl", "checkpoints"):
+        if (workdir / name).exists():
+            raise UserError(f"workdir: {workdir / name} is there, but was not made by a run; name another workdir")

@@ -4,6 +4,7 @@ The dataclasses are the one source of defaults; this module says only where in t
 """
 
 import dataclasses
+import json
 import math
 import os
 import pathlib
@@ -138,6 +139,15 @@ def write(settings: Settings) -> pathlib.Path:
     path = pathlib.Path(settings.workdir) / "config.json"
     files.write_json(path, nested(settings.dotted()))
     return path
+
+
+def written(workdir: pathlib.Path) -> bool:
+    """Whether `write` wrote the `config.json` in this folder."""
+    try:
+        found = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"source", "workdir", "train"} <= found.keys()
 
 
 def _from_section(cls: type, section: Mapping[str, Any], name: str) -> Any:

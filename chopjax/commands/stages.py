@@ -9,6 +9,7 @@ made anew, and comes back if bad input is found on the way.
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -71,6 +72,7 @@ class Stages:
 
         Raises:
             UserError: see `pending`; or bad input that `work` found, in which case the workdir is as it was.
+            OSError: a folder or a disk refused something; the workdir is as it was then too.
         """
         inputs = json.loads(json.dumps(dict(inputs)))
         reason = self.pending(stage, inputs)
@@ -135,11 +137,14 @@ class Stages:
         if self._writer:
             self._write(stage, inputs, finished=False)
             for path, kept in aside.items():
-                _move(path, kept)
+                if before is not None and not before["finished"] and kept.exists():
+                    files.remove(path)  # half made, where what was cut off had put a whole one aside
+                else:
+                    _move(path, kept)
         self._barrier()
         try:
             yield
-        except UserError:
+        except (UserError, OSError):
             if self._writer:
                 for path, kept in aside.items():
                     _move(kept, path)
@@ -157,13 +162,21 @@ class Stages:
             f"{stage.name} in {self.workdir} began otherwise: {changed}; put it back or set another workdir"
         )
 
+    def refuse_foreign(self, *stages: Stage) -> None:
+        """Refuses, before anything slow, what lies in place of outputs and was not made by a run.
+
+        Raises:
+            UserError: names the first such file or folder.
+        """
+        for stage in stages:
+            self._refuse_foreign(stage, self._read(stage.name))
+
     def _refuse_foreign(self, stage: Stage, record: dict[str, Any] | None) -> None:
         ours = record["outputs"] if record else []
         for output in () if stage.resumable else stage.outputs:
             if output not in ours and (self.workdir / output).exists():
-                raise UserError(
-                    f"{self.workdir / output} is there, but was not made by {stage.name} of this run; move it away"
-                )
+                path = os.path.normpath(self.workdir / output)
+                raise UserError(f"{path} is there, but was not made by {stage.name} of this run; move it away")
 
     def _restore(self, stage: Stage, record: dict[str, Any] | None) -> None:
         if record is None:

@@ -39,3 +39,6 @@ def _check(run: Run) -> None:
         check_length(run.settings.data.length, run.source.config.positions)
     plan.check(run)
     heal.check(run)
+    evaluate.check(run)
+    made = (plan.STAGE, chop.STAGE, export.stage(run), evaluate.STAGE, report.STAGE)
+    run.stages.refuse_foreign(*([score.STAGE] if score.needed(run) else []), *made)

@@ -261,6 +261,8 @@ def _check_split(manifest: Manifest, config: DataConfig) -> None:
     for part in manifest.parts:
         if not part.heldout and not part.rows["train"]:
             found = part.documents["heldout"]
+            if not found:
+                raise UserError(f"data.sources: {part.name} holds no text; give it some, or leave it out")
             raise UserError(
                 f"data.sources: {part.name} gives no row to train on ({found} documents, all held out); "
                 "lower data.heldout_fraction or give it more text"

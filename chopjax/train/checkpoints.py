@@ -4,11 +4,12 @@ A thin layer over Orbax v1. A checkpoint appears under its step's number only wh
 can be restored; what a killed run left half-written is never listed and is removed at the next start.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -62,20 +63,21 @@ class Checkpoints:
         self._identity = json.loads(json.dumps(dict(identity)))
         self._metric = metric
         policies = ocp.training.preservation_policies
-        self._orbax = ocp.training.Checkpointer(
-            self.folder,
-            context=_context(),
-            save_decision_policy=_Always(),
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(keep),
-                    policies.BestN(
-                        get_metric_fn=self._badness, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
-                    ),
-                ]
-            ),
-            cleanup_tmp_directories=True,
+        best = policies.BestN(
+            get_metric_fn=self._badness, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
         )
+        try:
+            self._orbax = ocp.training.Checkpointer(
+                self.folder,
+                context=_context(),
+                save_decision_policy=_Always(),
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+                cleanup_tmp_directories=True,
+            )
+        except ValueError as error:  # out of a file with metrics
+            raise UserError(
+                f"{self.folder} holds a checkpoint that cannot be read ({_reason(error)}); move it away"
+            ) from error
         try:
             self._refuse_another_identity()
         except BaseException:
@@ -139,8 +141,9 @@ class Checkpoints:
             return None
         if chosen not in self.steps:
             raise UserError(f"{self.folder} holds no checkpoint of step {chosen}; there are {self.steps}")
-        self._refuse_other_arrays(chosen, abstract_state)
-        parts = self._orbax.load_checkpointables(chosen, {"state": abstract_state, "position": None})
+        with self._named(chosen):
+            self._refuse_other_arrays(chosen, abstract_state)
+            parts = self._orbax.load_checkpointables(chosen, {"state": abstract_state, "position": None})
         return Restored(chosen, parts["state"], parts["position"])
 
     def wait(self) -> None:
@@ -161,10 +164,23 @@ class Checkpoints:
         value = metrics.get(self._metric, math.inf)
         return value if math.isfinite(value) else math.inf
 
+    @contextlib.contextmanager
+    def _named(self, step: int) -> Iterator[None]:
+        """Says which checkpoint cannot be read, and what remains without it."""
+        try:
+            yield
+        except _DAMAGE as error:
+            earlier = [other for other in self.steps if other < step]
+            then = f"to go on from step {earlier[-1]}" if earlier else "to begin anew"
+            raise UserError(
+                f"{self.folder}/{step} cannot be read ({_reason(error)}); if it is damaged, move it away {then}"
+            ) from error
+
     def _refuse_another_identity(self) -> None:
         if self.latest is None:
             return
-        saved = self._orbax.load_checkpointables(self.latest, {"identity": None})["identity"]
+        with self._named(self.latest):
+            saved = self._orbax.load_checkpointables(self.latest, {"identity": None})["identity"]
         for name in {**saved, **self._identity}:
             before, now = saved.get(name), self._identity.get(name)
             if before != now:
@@ -174,7 +190,10 @@ class Checkpoints:
                 )
 
     def _refuse_other_arrays(self, step: int, abstract_state: Any) -> None:
-        saved = _shapes(self._orbax.checkpointables_metadata(step).metadata["state"])
+        metadata = self._orbax.checkpointables_metadata(step).metadata["state"]
+        if metadata is None:
+            raise ValueError("its list of arrays is damaged")
+        saved = _shapes(metadata)
         wanted = _shapes(abstract_state)
         for name in {**saved, **wanted}:
             if saved.get(name) != wanted.get(name):
@@ -182,6 +201,17 @@ class Checkpoints:
                     f"{self.folder}/{step}: {name} is {saved.get(name, 'absent')} there and "
                     f"{wanted.get(name, 'absent')} in this run; set another workdir"
                 )
+
+
+# What Orbax raises for files that are cut short, changed or gone.
+_DAMAGE = (ValueError, KeyError, TypeError, OSError)
+
+
+def _reason(error: BaseException) -> str:
+    """What was the matter at the bottom of a chain of exceptions, in one line."""
+    while deeper := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = deeper
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
 def _context() -> ocp.Context:

@@ -43,6 +43,10 @@ def main(settings):
         raise UserError("model.safetensors: tensor x\\nholds NaN")
     if settings.seed == 8:
         raise ValueError("a bug")
+    if settings.seed == 9:
+        open("/dev/null/x")
+    if settings.seed == 10:
+        raise KeyboardInterrupt
     print(settings.train.steps, settings.plan.layers, settings.export.folder, "jax" in sys.modules)
 
 cli.run(main, positional=POSITIONAL)
@@ -76,6 +80,9 @@ def test_overrides_reach_the_command_without_jax(recipe: str) -> None:
 
 def test_bad_input_found_later_is_one_line_and_a_bug_keeps_its_traceback(recipe: str) -> None:
     assert "tensor x holds NaN" in refused(run(f"--config={recipe}", "--config.seed=7"))
+    assert "/dev/null/x: Not a directory; see to the path" in refused(run(f"--config={recipe}", "--config.seed=9"))
+    stopped = run(f"--config={recipe}", "--config.seed=10")
+    assert (stopped.returncode, stopped.stderr) == (130, "interrupted; the same command goes on where it was\n")
     bug = run(f"--config={recipe}", "--config.seed=8")
     assert bug.returncode == 1 and "Traceback" in bug.stderr and "ValueError: a bug" in bug.stderr
 

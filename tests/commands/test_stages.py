@@ -1,5 +1,6 @@
 """A finished stage is skipped, a changed one noticed, a cut-off one starts cleanly."""
 
+import errno
 import json
 import pathlib
 from typing import Any
@@ -95,6 +96,32 @@ def test_bad_input_leaves_what_was_made_before(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match="no such thing"):
         run.stages.run(TRAIN, {"train.steps": 5}, work)
     assert contents(tmp_path).keys() == before.keys()  # so that the mended input is not refused as a change
+
+
+def test_a_full_disk_and_a_kill_before_it_leave_what_was_made_before(tmp_path: pathlib.Path) -> None:
+    run = Run(tmp_path)
+    run({"seed": 1})
+    (tmp_path / "parts" / "dear").write_text("made by the first run")
+    interrupted(run, PLAN, {"seed": 2})
+    assert not (tmp_path / "parts" / "dear").exists()
+
+    def full() -> None:
+        run.work()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        run.stages.run(PLAN, {"seed": 2}, full)
+    assert (tmp_path / "parts" / "dear").read_text() == "made by the first run"
+    assert (tmp_path / "plan.json").read_text() == "1"
+    assert run({"seed": 2}) and run.count == 4
+
+
+def test_foreign_outputs_are_found_before_the_work(tmp_path: pathlib.Path) -> None:
+    run = Run(tmp_path)
+    run.stages.refuse_foreign(PLAN, TRAIN)
+    (tmp_path / "parts").mkdir()
+    with pytest.raises(UserError, match="parts is there, but was not made by plan of this run"):
+        run.stages.refuse_foreign(PLAN, TRAIN)
 
 
 def test_what_no_run_made_is_not_touched(tmp_path: pathlib.Path) -> None:

@@ -4,7 +4,9 @@ Each case runs in a workdir that holds a finished chop, which must be as it was 
 appear.
 """
 
+import fcntl
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import tokenizers
 from end_to_end import runs
 from safetensors.numpy import load_file, save_file
 
@@ -98,6 +101,20 @@ def edit(folder: pathlib.Path, **fields: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))
 
 
+def foreign_export(folder: pathlib.Path, place: runs.Place) -> list[str]:
+    (folder / "mine").mkdir()
+    (folder / "mine" / "dear").write_text("by hand")
+    return [f"export.folder={folder}/mine"]
+
+
+def more_tokens(folder: pathlib.Path, place: runs.Place) -> list[str]:
+    file = shutil.copytree(place.source, folder / "model") / "tokenizer.json"
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    tokenizer.add_tokens([f"<{number}>" for number in range(320 - tokenizer.get_vocab_size())])
+    tokenizer.save(str(file))
+    return [f"source={folder}/model"]
+
+
 def giving(*overrides: str) -> Spoil:
     return lambda folder, place: list(overrides)
 
@@ -118,6 +135,10 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "tokenizer": (other_tokenizer, "teacher and student have different tokenizers"),
     "rows too long": (giving("data.length=65"), "data.length is 65, but the model has 64 positions; use 64 or fewer"),
     "no text": (giving("data.sources=({'path': 'nowhere.jsonl'},)"), "nowhere.jsonl"),
+    "empty prompt": (giving("evaluate.prompts=('Water', '')"), "evaluate.prompts[1] is empty; give some text"),
+    "window": (giving("evaluate.window=65"), "evaluate.window is 65, but the model has only 64 positions"),
+    "foreign export": (foreign_export, "/mine is there, but was not made by export of this run; move it away"),
+    "tokens beyond the vocabulary": (more_tokens, "has ids up to 319, but the model has only 307 rows"),
     "mesh": (giving("mesh.tensor=2"), "do not make up the 1 devices"),
 }
 # Found out only where text or weights are read, after the config was written.
@@ -170,6 +191,27 @@ def test_bad_weights_found_while_chopping_leave_what_was_chopped_before(
     assert after["student/model.safetensors"] == before["student/model.safetensors"]
     assert after["stages/chop.json"] == before["stages/chop.json"]
     assert not [name for name in after if "/." in f"/{name}"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+def test_a_folder_of_something_else_is_no_workdir(name: str, place: runs.Place, tmp_path: pathlib.Path) -> None:
+    folder = shutil.copytree(place.source, tmp_path / "model") if name == "config.json" else tmp_path
+    (folder / "metrics.jsonl").write_text("{}\n")
+    before = runs.contents(folder)
+    ended = runs.run(place, "plan", place.arguments(folder, f"source={place.source}"))
+    refused(ended.status, ended.stdout, ended.stderr, f"{name} is there, but was not made by a run; name another")
+    assert runs.contents(folder) == before
+    ended = runs.run(place, "plan", place.arguments(folder / name))
+    refused(ended.status, ended.stdout, ended.stderr, "cannot be made (File exists); name another")
+
+
+def test_a_workdir_has_one_process_at_a_time(place: runs.Place, copied: pathlib.Path) -> None:
+    before, folder = runs.contents(copied), os.open(copied, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    ended = runs.run(place, "train", place.arguments(copied))
+    os.close(folder)
+    refused(ended.status, ended.stdout, ended.stderr, "another process works in")
+    assert runs.contents(copied) == before
 
 
 @pytest.mark.parametrize("case", ["keeps nothing", "unsupported"])

@@ -202,3 +202,16 @@ def test_a_run_killed_while_saving_leaves_the_newest_whole_checkpoint(tmp_path: 
             for name, leaf in restored.state.items():
                 assert (np.asarray(leaf) == restored.step * 10 + int(name)).all()
         assert {entry.name for entry in tmp_path.iterdir()} == {str(step) for step in checkpoints.steps}
+
+
+@pytest.mark.parametrize("kind", ["state", "all"])
+def test_a_damaged_checkpoint_is_named_with_what_remains(kind: str, tmp_path: pathlib.Path) -> None:
+    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"x": jnp.arange(9.0)}, {})
+    folder = tmp_path / "2" / "state" if kind == "state" else tmp_path / "2"
+    for file in (file for file in folder.rglob("*") if file.is_file()):
+        file.write_bytes(file.read_bytes()[:3])
+    said = r"cannot be read .*move it away to go on from step 1" if kind == "state" else "cannot be read .*move it away"
+    with pytest.raises(UserError, match=said), Checkpoints(tmp_path, IDENTITY) as checkpoints:
+        checkpoints.restore(wanted(x=((9,), jnp.float32)))
