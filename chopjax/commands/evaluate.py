@@ -20,8 +20,10 @@ from chopjax.evaluate.generate import generate
 from chopjax.evaluate.perplexity import Evaluation, rolling_perplexity
 from chopjax.hf.checkpoint import Checkpoint, open_checkpoint
 from chopjax.models.config import ModelConfig
+from chopjax.report.words import significant
 
 EVALUATION, SAMPLES = "evaluation.json", "samples.json"
+TITLES = {"perplexity": "perplexity", "rolling_perplexity": "by rolling windows", "kl": "KL to the teacher"}
 STAGE = Stage("evaluate", (EVALUATION, SAMPLES))
 
 
@@ -30,11 +32,8 @@ def main(chosen: Settings) -> None:
     run = begin(chosen)
     make(run)
     for name, figures in read(run).items():
-        kl = f", KL to the teacher {figures['kl']:.4f}" if figures["kl"] is not None else ""
-        rolling = f", {figures['rolling_perplexity']:.4g} by rolling windows" if "rolling_perplexity" in figures else ""
-        run.say(
-            f"evaluate: {name}: perplexity {figures['perplexity']:.4g} on {figures['tokens']:,} tokens{rolling}{kl}"
-        )
+        said = [f"{TITLES[key]} {significant(figures[key])}" for key in TITLES if figures.get(key) is not None]
+        run.say(f"evaluate: {name}: {', '.join(said) or 'nothing finite'} on {figures['tokens']:,} tokens")
 
 
 def make(run: Run) -> None:
@@ -48,7 +47,13 @@ def make(run: Run) -> None:
 
 
 def read(run: Run) -> dict[str, dict[str, Any]]:
-    """Figures by model: `nll`, `perplexity`, `kl` and `tokens`; `rolling_perplexity` where a window is set."""
+    """Figures by model: `nll`, `perplexity`, `kl` and `tokens`; `rolling_perplexity` where a window is set.
+
+    None stands for what was not measured, or is not finite.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     file = run.workdir / EVALUATION
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -77,8 +82,14 @@ def _work(run: Run) -> None:
         for sample, text in zip(samples, _texts(run, checkpoint, params), strict=True):
             sample[name] = text
     if run.writer:
-        files.write_json(run.workdir / EVALUATION, evaluations)
+        finite = {name: {key: _finite(value) for key, value in found.items()} for name, found in evaluations.items()}
+        files.write_json(run.workdir / EVALUATION, finite)
         files.write_json(run.workdir / SAMPLES, samples)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for NaN and infinities, which a broken model gives."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _models(run: Run) -> dict[str, Checkpoint]:

@@ -49,12 +49,16 @@ class Run:
         """Makes the workdir this process's own, and writes the resolved config to it.
 
         Raises:
-            UserError: it cannot be made, another process works in it, or it holds files of something else.
+            UserError: it cannot be made, another process works in it, it holds files of something else, or other hosts
+                do not see it.
         """
         if self.writer:
             _hold(self.workdir.absolute())
             _refuse_foreign(self.workdir)
             settings.write(self.settings)
+        self.barrier()
+        if not (self.workdir / "config.json").exists():
+            raise UserError(f"workdir: {self.workdir} is not on storage that all hosts share; name a folder that is")
 
     def say(self, line: str) -> None:
         """Prints a line, once for all processes."""

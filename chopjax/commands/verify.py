@@ -11,6 +11,7 @@ from chopjax.commands.run import EXPORT, Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
 from chopjax.errors import UserError
+from chopjax.hf import stock
 from chopjax.hf.checkpoint import open_checkpoint
 from chopjax.hf.verify import verify_folder
 from chopjax.models.config import ModelConfig
@@ -18,6 +19,12 @@ from chopjax.models.decoder import forward, logits
 from chopjax.sharding.mesh import replicated
 
 STAGE = Stage("verify", ())
+
+# Tokens on which logits are compared, modulo the vocabulary.
+TOKENS = tuple(int(token) for token in np.random.default_rng(0).integers(0, 2**20, 16))
+
+# Largest difference of float32 logits over the largest logit, between two implementations of the same model.
+STOCK_TOLERANCE = 1e-4
 
 # Largest difference of logits over the largest logit: what rounding to the export's dtype may cost.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
@@ -55,11 +62,16 @@ def check(run: Run) -> None:
     if not difference <= TOLERANCE[exported.dtype]:
         raise UserError(f"{folder}: its logits differ by {difference:.2g} of the largest from the run's; export again")
     run.say(f"verify: {folder} is sound; its logits are within {difference:.1e} of the run's float32 weights")
+    if run.writer and stock.available(exported):
+        difference = stock.difference(exported, TOKENS, theirs[0])
+        if not difference <= STOCK_TOLERANCE:
+            raise UserError(f"{folder}: transformers' logits differ by {difference:.2g} of the largest from ours")
+        run.say(f"verify: transformers' logits are within {difference:.1e} of ours")
 
 
 def _logits(run: Run, config: ModelConfig, params: dict) -> np.ndarray:
     """Logits of a few random tokens, from parameters on the mesh, on every host."""
-    tokens = np.random.default_rng(0).integers(0, config.vocab, (1, 16)).astype(np.int32)
+    tokens = (np.asarray(TOKENS, np.int32) % config.vocab)[None]
 
     def forwarded(params: dict, tokens: jax.Array) -> jax.Array:
         return logits(config, params, forward(config, params, tokens).hidden)
