@@ -29,6 +29,7 @@ _REFUSED = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
 }
+_FULL = "No space left on device"
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
 # ml_collections lists the whole config where a locked one has no such field.
 _OTHER_FIELDS = re.compile(r"Other fields present: .*(?=Did you mean)|Other fields present: .*", re.DOTALL)
@@ -52,13 +53,20 @@ def run(command: str | Main, positional: str = "", required: Sequence[str] = ("s
         main(chosen)
     except UserError as error:
         _end(f"error: {_one_line(error)}", EXIT_BAD_INPUT)
-    except OSError as error:
-        if error.errno not in _REFUSED:
+    except (OSError, RuntimeError, ValueError) as error:
+        if not (reason := _refusal(error)):
             raise
-        place = f"{error.filename2 or error.filename}: " if error.filename else ""
-        _end(f"error: {place}{error.strerror}; see to the path, its permissions and the space left", EXIT_BAD_INPUT)
+        _end(f"error: {reason}; see to the path, its permissions and the space left", EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         _end("interrupted; the same command goes on where it was", EXIT_INTERRUPTED)
+
+
+def _refusal(error: Exception) -> str:
+    """What a folder or a disk refused, in one line; empty for anything else. Libraries hide a full disk in words."""
+    if not isinstance(error, OSError):
+        return f"{_FULL} ({_one_line(error)[:300]})" if _FULL in str(error) else ""
+    place = f"{error.filename2 or error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror}" if error.errno in _REFUSED else ""
 
 
 def _end(line: str, status: int) -> NoReturn:

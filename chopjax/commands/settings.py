@@ -66,6 +66,10 @@ class Settings:
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
 
+    def __post_init__(self) -> None:
+        if not -(2**63) <= self.seed < 2**63:
+            raise UserError(f"seed is {self.seed}; give a number of at most 64 bits")
+
     def fields(self, *sections: str) -> dict[str, Any]:
         """The fields of the named sections, or of all, as `{"train.steps": 200}`."""
         flat: dict[str, Any] = {}

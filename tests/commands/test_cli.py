@@ -45,6 +45,8 @@ def main(settings):
         raise ValueError("a bug")
     if settings.seed == 9:
         open("/dev/null/x")
+    if settings.seed == 11:
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device [os_error_code='28']")
     if settings.seed == 10:
         raise KeyboardInterrupt
     print(settings.train.steps, settings.plan.layers, settings.export.folder, "jax" in sys.modules)
@@ -81,6 +83,7 @@ def test_overrides_reach_the_command_without_jax(recipe: str) -> None:
 def test_bad_input_found_later_is_one_line_and_a_bug_keeps_its_traceback(recipe: str) -> None:
     assert "tensor x holds NaN" in refused(run(f"--config={recipe}", "--config.seed=7"))
     assert "/dev/null/x: Not a directory; see to the path" in refused(run(f"--config={recipe}", "--config.seed=9"))
+    assert "No space left on device (RESOURCE_EXHAUSTED" in refused(run(f"--config={recipe}", "--config.seed=11"))
     stopped = run(f"--config={recipe}", "--config.seed=10")
     assert (stopped.returncode, stopped.stderr) == (130, "interrupted; the same command goes on where it was\n")
     bug = run(f"--config={recipe}", "--config.seed=8")

@@ -63,6 +63,7 @@ def test_written_config_reads_back_equal(tmp_path: pathlib.Path) -> None:
         ({"train": {"lerning_rate": 1.0}}, 'train.lerning_rate is not a field; did you mean "learning_rate"?'),
         ({"data": {"sources": [{"path": "a", "wieght": 1}]}}, 'data.sources[0].wieght is not a field; did you mean "w'),
         ({"seed": "3"}, "seed is '3'; give a value of type int"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; give a number of at most 64 bits"),
         ({"seed": True}, "seed is True; give a value of type int"),
         ({"train": {"batch": 0}}, "train.batch is 0; give 1 or more"),
         ({"train": {"batch": 9, "accumulate": 2}}, "train.accumulate = 2 does not divide"),
