@@ -7,28 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hf.families_under_test import FAMILIES, save_random, small_hf_config
-from models.random_params import random_params
+from models.random_params import WINDOWED, random_params
 
 from chopjax.errors import UserError
 from chopjax.evaluate.generate import Sampling, generate, sample
 from chopjax.hf.checkpoint import open_checkpoint
 from chopjax.hf.reading import load_params
-from chopjax.models.config import LayerKind, ModelConfig
 from chopjax.models.decoder import forward, logits
 
-VOCAB = 37
-CONFIG = ModelConfig(
-    layers=3,
-    embed=15,
-    kv_heads=3,
-    q_per_kv=3,
-    head_dim=6,
-    mlp=11,
-    vocab=VOCAB,
-    positions=64,
-    kinds=(LayerKind(), LayerKind(window=4)),
-    kind_of_layer=(0, 1, 0),
-)
+CONFIG, VOCAB = WINDOWED, WINDOWED.vocab
 PARAMS = random_params(CONFIG)
 PROMPTS = [[3], [5, 1, 30, 7, 7, 2, 19], list(range(4, 23)), [11, 12]]
 

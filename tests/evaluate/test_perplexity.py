@@ -9,26 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models.random_params import random_params
+from models.random_params import WINDOWED, random_params
 
 from chopjax.errors import UserError
 from chopjax.evaluate.perplexity import evaluate_rows, rolling_perplexity, rolling_windows
-from chopjax.models.config import LayerKind, ModelConfig
+from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import forward, logits
 
-VOCAB = 37
-CONFIG = ModelConfig(
-    layers=3,
-    embed=15,
-    kv_heads=3,
-    q_per_kv=3,
-    head_dim=6,
-    mlp=11,
-    vocab=VOCAB,
-    positions=64,
-    kinds=(LayerKind(), LayerKind(window=4)),
-    kind_of_layer=(0, 1, 0),
-)
+CONFIG, VOCAB = WINDOWED, WINDOWED.vocab
 TEACHER = ModelConfig(layers=2, embed=13, kv_heads=1, q_per_kv=2, head_dim=4, mlp=9, vocab=VOCAB, positions=64)
 PARAMS, TEACHER_PARAMS = random_params(CONFIG), random_params(TEACHER, seed=1)
 
