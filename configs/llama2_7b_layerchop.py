@@ -17,7 +17,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     """The recipe; `arg` is a path of text to train on."""
     config = default_config()
     config.source = "meta-llama/Llama-2-7b-hf"
-    config.plan.layout = "input"
+    config.plan.layers_by = "input"
     config.plan.remove_layers = 16
     config.loss.next_token = 1.0
     config.loss.kl = 0.0

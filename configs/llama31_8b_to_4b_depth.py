@@ -15,7 +15,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     """The recipe; `arg` is a path of text to train on."""
     config = default_config()
     config.source = "meta-llama/Llama-3.1-8B"
-    config.plan.layout = "output"
+    config.plan.layers_by = "output"
     config.plan.remove_layers = 16
     config.data.sources = ({"path": arg} if arg else {"hub": "HuggingFaceFW/fineweb-edu", "subset": "sample-100BT"},)
     config.data.length = 8192

@@ -44,8 +44,8 @@ def build_plan(wanted: PlanConfig, source: Sizes, scores: Scores, name: str = ""
     if wanted.layers:
         kept["layers"], reasons["layers"] = np.asarray(wanted.layers, np.int32), "chosen by hand"
     elif wanted.remove_layers:
-        kept["layers"] = np.asarray(kept_layers(wanted.layout, source["layers"], wanted.remove_layers), np.int32)
-        reasons["layers"] = f"layout {wanted.layout!r} of Just CHOP, {wanted.remove_layers} layers removed"
+        kept["layers"] = np.asarray(kept_layers(wanted.layers_by, source["layers"], wanted.remove_layers), np.int32)
+        reasons["layers"] = f"layout {wanted.layers_by!r} of Just CHOP, {wanted.remove_layers} layers removed"
     layers = kept.get("layers", np.arange(source["layers"]))
     for axis in axes_to_score(wanted, source):
         score = scores[axis] if axis == "embed" else scores[axis][layers]

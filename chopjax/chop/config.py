@@ -1,4 +1,4 @@
-"""What to score and what to keep."""
+"""What to keep, and by which criterion it is chosen."""
 
 import dataclasses
 from typing import Literal
@@ -7,22 +7,13 @@ from chopjax import checks
 from chopjax.errors import UserError
 
 Layout = Literal["max_gap", "input", "output", "middle", "both", "last"]
-
-
-@dataclasses.dataclass(frozen=True)
-class ScoreConfig:
-    """Forward passes over calibration text.
-
-    Attributes:
-        rows: packed rows of calibration text to read.
-        batch: rows in one forward pass, over all devices.
-    """
-
-    rows: int = 64
-    batch: int = 8
-
-    def __post_init__(self) -> None:
-        checks.at_least(self, "score", 1, "rows", "batch")
+LayersBy = Literal[
+    "max_gap", "input", "output", "middle", "both", "last",
+    "block_importance", "angular", "leave_one_out", "leave_block_out", "greedy", "taylor", "magnitude", "random",
+]  # fmt: skip
+WidthsBy = Literal["activation", "taylor", "magnitude", "random"]
+Aggregation = Literal["mean", "l2", "var"]
+HeadResidual = Literal["off", "minitron", "laco"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,30 +21,57 @@ class PlanConfig:
     """What is kept on every axis. A width of 0 keeps the axis as it is.
 
     Attributes:
-        layout: which layers go, when `remove_layers` says how many (Just CHOP, section 3; `last` drops the end).
-        remove_layers: number of layers to remove by `layout`.
-        layers: the kept layers themselves, numbered from 0, ascending; overrides `layout`.
+        layers_by: which layers go, when `remove_layers` says how many. A layout of Just CHOP (section 3): `max_gap`,
+            `input`, `output`, `middle`, `both`; `last` drops the end. By score: `block_importance` (ShortGPT),
+            `angular` (the contiguous block of Gromov et al.), `leave_one_out` (the loss without each layer, Minitron),
+            `leave_block_out` (the contiguous block whose loss by `metric` is lowest, Minitron in practice), `greedy`
+            (one at a time, scored again after each), `taylor`, `magnitude`, `random`.
+        remove_layers: number of layers to remove.
+        layers: the kept layers themselves, numbered from 0, ascending; instead of `remove_layers`.
+        metric: what the loss-based criteria minimise: `next_token`, `kl` (to the uncut model), or `module:function`, a
+            function of a config and its parameters (`chopjax.score.metric.Metric`).
+        widths_by: what ranks neurons, heads and channels: mean `activation` (Minitron), `taylor`, `magnitude`,
+            `random`.
+        over_batch: aggregation of activations over calibration rows.
+        over_sequence: aggregation of activations over the tokens of a row.
+        iterations: rounds of scoring and cutting in which the widths shrink; 1 is single shot.
         mlp: MLP neurons to keep in each layer.
         embed: channels of the residual stream to keep.
         kv_heads: key/value heads to keep in each layer.
+        merge_kv_heads: whether key/value heads are averaged in groups, and all query heads stay, instead of dropping
+            whole groups.
         q_per_kv: query heads to keep for each key/value head.
-        vocab: rows of the embedding table to keep; only rows beyond the tokenizer may go.
+        head_residual: whether dropped query heads leave a residual in kept ones: `minitron` adds kept − dropped, as
+            printed; `laco` adds dropped − kept.
+        refit: whether the output and down projections are fitted anew by least squares on calibration text.
+        ridge: of that fit, as a share of the mean squared activation.
+        vocab: rows of the embedding table to keep; beyond the padding rows, the tokenizer is rewritten.
         file: a plan written by hand or by an earlier run; overrides all of the above.
     """
 
-    layout: Layout = "middle"
+    layers_by: LayersBy = "middle"
     remove_layers: int = 0
     layers: tuple[int, ...] = ()
+    metric: str = "next_token"
+    widths_by: WidthsBy = "activation"
+    over_batch: Aggregation = "l2"
+    over_sequence: Aggregation = "mean"
+    iterations: int = 1
     mlp: int = 0
     embed: int = 0
     kv_heads: int = 0
+    merge_kv_heads: bool = False
     q_per_kv: int = 0
+    head_residual: HeadResidual = "off"
+    refit: bool = False
+    ridge: float = 0.01
     vocab: int = 0
     file: str = ""
 
     def __post_init__(self) -> None:
         checks.choices(self, "plan")
-        checks.at_least(self, "plan", 0, "remove_layers", "mlp", "embed", "kv_heads", "q_per_kv", "vocab")
+        checks.at_least(self, "plan", 0, "remove_layers", "mlp", "embed", "kv_heads", "q_per_kv", "vocab", "ridge")
+        checks.at_least(self, "plan", 1, "iterations")
         if (
             any(late <= early for early, late in zip(self.layers, self.layers[1:], strict=False))
             or min(self.layers, default=0) < 0

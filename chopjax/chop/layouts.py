@@ -18,7 +18,7 @@ def kept_layers(layout: str, layers: int, removed: int) -> list[int]:
         UserError: unknown layout, or fewer layers would stay than the layout needs.
     """
     if layout not in LAYOUTS:
-        raise UserError(f"plan.layout: unknown layout {layout!r}; one of {', '.join(LAYOUTS)}")
+        raise UserError(f"plan.layers_by: unknown layout {layout!r}; one of {', '.join(LAYOUTS)}")
     least = 1 if layout == "last" else 2
     if not 0 <= removed <= layers - least:
         raise UserError(

@@ -9,11 +9,11 @@ from safetensors.numpy import load_file, save_file
 
 from chopjax import files
 from chopjax.chop.build import Scores, axes_to_score
-from chopjax.chop.scores import finish, score_sums
 from chopjax.commands.run import Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
 from chopjax.data.batches import one_pass
+from chopjax.score.activations import finish, score_sums
 from chopjax.sharding.mesh import place_batch, replicated
 
 STAGE = Stage("score", ("scores",))

@@ -14,12 +14,13 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from chopjax import checks, files
-from chopjax.chop.config import PlanConfig, ScoreConfig
+from chopjax.chop.config import PlanConfig
 from chopjax.data.config import DataConfig
 from chopjax.distill.config import LossConfig
 from chopjax.errors import UserError
 from chopjax.evaluate.config import EvaluateConfig
 from chopjax.hf.config import ExportConfig
+from chopjax.score.config import ScoreConfig
 from chopjax.sharding.rules import MeshConfig
 from chopjax.train.config import OptimizerConfig, TrainConfig
 

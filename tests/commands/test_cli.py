@@ -129,7 +129,7 @@ def parsed(*arguments: str, positional: str = "") -> Settings:
         (["--config=RECIPE", "--config.train=3"], "--config.train=3"),
         (["--config=RECIPE", "--config.train.steps=-1"], "train.steps is -1; give 1 or more"),
         (["--config=RECIPE", "--config.plan.layers=(0,1.5)"], "plan.layers[1] is 1.5; give a value of type int"),
-        (["--config=RECIPE", "--config.plan.layout=lats"], "plan.layout is 'lats'; choose one of 'max_gap'"),
+        (["--config=RECIPE", "--config.plan.layers_by=lats"], "plan.layers_by is 'lats'; choose one of 'max_gap'"),
         (["--config=RECIPE", "--config.source="], "source is empty; set it in the config file or give --config.source"),
         (["--config=RECIPE", "--confg.seed=1"], "Unknown command line flag 'confg.seed'"),
         (["--config=RECIPE", "seed=1"], "'seed=1' is not expected"),

@@ -1,0 +1,24 @@
+"""What to score, and on what."""
+
+import dataclasses
+
+from chopjax import checks
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+    """Forward passes over calibration text.
+
+    Attributes:
+        rows: packed rows of calibration text to read.
+        batch: rows in one forward pass, over all devices.
+        files: score files, of this model, that are added up instead of passing over text: from other hosts, other
+            domains or earlier runs.
+    """
+
+    rows: int = 64
+    batch: int = 8
+    files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        checks.at_least(self, "score", 1, "rows", "batch")
