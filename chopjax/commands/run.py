@@ -196,7 +196,13 @@ class Run:
 
 
 def begin(chosen: Settings) -> Run:
-    """A run whose resolved config is written to its workdir."""
+    """A run whose resolved config is written to its workdir.
+
+    Raises:
+        UserError: as `Run.begin`, or the settings are of several rounds, which only the whole flow can make.
+    """
+    if chosen.rounds:
+        raise UserError("rounds: only python -m chopjax.train runs rounds; take them out, or give it this config")
     run = Run(chosen)
     run.begin()
     return run

@@ -51,12 +51,15 @@ class Settings:
         workdir: folder of everything the run writes.
         seed: of every random choice: order of data, sampling.
         teacher: folder or hub id of the teacher; empty for `source`.
+        rounds: for repeated chopping, what changes in each round, as `{"plan.remove_layers": 2, "train.steps": 100}`;
+            each round chops what the one before it exported.
     """
 
     source: str = ""
     workdir: str = ""
     seed: int = 0
     teacher: str = ""
+    rounds: tuple[dict[str, Any], ...] = ()
     score: ScoreConfig = ScoreConfig()
     plan: PlanConfig = PlanConfig()
     loss: LossConfig = LossConfig()
@@ -91,6 +94,17 @@ class Settings:
             for name, value in self.dotted(*sections).items()
             if name not in WITHOUT_EFFECT and not name.startswith("mesh.")
         }
+
+    def changed(self, changes: Mapping[str, Any]) -> "Settings":
+        """These settings with some fields changed, by dotted names, and checked again.
+
+        Raises:
+            UserError: as `from_mapping`.
+        """
+        unknown = [name for name in changes if name not in self.fields()]
+        if unknown:
+            raise UserError(f"rounds: {unknown[0]} is not a field; {checks.near(unknown[0], self.fields())}")
+        return from_mapping(nested(self.fields() | dict(changes)))
 
     def require(self, *names: str) -> None:
         """Refuses empty top-level fields.
@@ -127,7 +141,12 @@ def from_mapping(config: Mapping[str, Any]) -> Settings:
             values[name] = _from_section(typing.cast(type, hint), config[section], section)
         else:
             values[name] = _coerce(config[name], hint, name)
-    return Settings(**values)
+    settings = Settings(**values)
+    for changes in settings.rounds:
+        if refused := {"workdir", "rounds"} & changes.keys():
+            raise UserError(f"rounds: {refused.pop()} cannot change from round to round; set it for all of them")
+        settings.changed({"rounds": (), **changes})
+    return settings
 
 
 def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:

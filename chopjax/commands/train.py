@@ -5,14 +5,22 @@ Each stage is skipped where the workdir holds what it would make, so a run that 
 
 import time
 
-from chopjax.commands import chop, evaluate, export, heal, plan, prepare_data, report, score, verify
+from chopjax.commands import chop, evaluate, export, heal, plan, prepare_data, report, rounds, score, verify
 from chopjax.commands.run import Run
 from chopjax.commands.settings import Settings
 from chopjax.data.checks import check_length
 
 
 def main(chosen: Settings) -> None:
-    """Runs what is not done yet."""
+    """Runs what is not done yet: the whole flow, once or in rounds."""
+    if chosen.rounds:
+        rounds.main(chosen, flow)
+    else:
+        flow(chosen)
+
+
+def flow(chosen: Settings) -> None:
+    """Runs what is not done yet of one round."""
     began = time.monotonic()
     run = Run(chosen)
     _check(run)

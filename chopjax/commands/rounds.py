@@ -1,0 +1,63 @@
+"""Repeated chopping: the whole flow again and again, each round on what the round before it exported.
+
+Minitron's guideline for large cuts (prune about 30 %, distil, score again, prune) and Just CHOP's gradual removal
+(figure 6: some layers, some tokens, some layers) are both this loop, with other changes to each round.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from chopjax import files
+from chopjax.commands.run import EXPORT, Run
+from chopjax.commands.settings import Settings
+
+ROUNDS, SUMMARY = "rounds.json", "summary.json"
+
+
+def main(chosen: Settings, flow: Callable[[Settings], None]) -> None:
+    """Runs every round that is not done yet, and writes what came of each to `WORKDIR/rounds.json`.
+
+    Args:
+        chosen: settings with `rounds`.
+        flow: the whole flow of one round, which skips what it finds done.
+    """
+    whole = Run(chosen)
+    whole.begin()
+    done: list[dict[str, Any]] = []
+    for number, one in enumerate(each(chosen, whole.source.dtype), 1):
+        whole.say(f"round {number} of {len(chosen.rounds)}: {one.workdir}")
+        flow(one)
+        summary = pathlib.Path(one.workdir) / SUMMARY
+        figures = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+        done.append({"round": number, "workdir": one.workdir, "changes": dict(chosen.rounds[number - 1])} | figures)
+        if whole.writer:
+            files.write_json(whole.workdir / ROUNDS, done)
+
+
+def each(chosen: Settings, dtype: str) -> list[Settings]:
+    """The settings of each round.
+
+    A round chops what the one before it exported, which is kept in float32 so that no round loses bits; the teacher is
+    the uncut source throughout, unless a round names another. The last round's export is the run's.
+
+    Args:
+        chosen: settings with `rounds`.
+        dtype: of the source, which the last export goes back to unless the settings say otherwise.
+    """
+    workdir, source = pathlib.Path(chosen.workdir), chosen.source
+    rounds = []
+    for number, changes in enumerate(chosen.rounds, 1):
+        folder = workdir / f"round-{number}"
+        last = number == len(chosen.rounds)
+        own: dict[str, Any] = {"source": source, "workdir": str(folder), "rounds": ()}
+        own["teacher"] = chosen.teacher or chosen.source
+        if last:
+            own["export.folder"] = chosen.export.folder or str(workdir / EXPORT)
+            own["export.dtype"] = dtype if chosen.export.dtype == "source" else chosen.export.dtype
+        else:
+            own |= {"export.folder": str(folder / EXPORT), "export.dtype": "float32"}
+        rounds.append(chosen.changed(own | dict(changes)))
+        source = rounds[-1].export.folder
+    return rounds
