@@ -76,14 +76,22 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
     sizes = config.sizes
     matrices = sum(leaf.size(sizes) for leaf in declare(config).values() if leaf.role is Role.MATRIX)
     products = 2 * (matrices + sizes["vocab"] * sizes["embed"])
-    keys = sum(_mean_visible_keys(length, config.kinds[kind].window) for kind in config.kind_of_layer)
-    return products + 4 * config.q_heads * config.head_dim * keys
+    return products + 4 * config.q_heads * config.head_dim * visible_keys(config, length)
 
 
 def kv_cache_bytes(config: ModelConfig, length: int, bytes_per_value: int = 2) -> int:
     """Bytes of keys and values held for one sequence of `length` tokens, sliding windows counted as such."""
-    kept = sum(min(length, config.kinds[kind].window or length) for kind in config.kind_of_layer)
-    return 2 * math.prod((kept, config.kv_heads, config.head_dim, bytes_per_value))
+    return 2 * math.prod((cached_tokens(config, length), config.kv_heads, config.head_dim, bytes_per_value))
+
+
+def visible_keys(config: ModelConfig, length: int) -> float:
+    """Keys that a token sees, on average over a sequence of `length` tokens, summed over the layers."""
+    return sum(_mean_visible_keys(length, config.kinds[kind].window) for kind in config.kind_of_layer)
+
+
+def cached_tokens(config: ModelConfig, length: int) -> int:
+    """Tokens whose keys and values are held after a sequence of `length` tokens, summed over the layers."""
+    return sum(min(length, config.kinds[kind].window or length) for kind in config.kind_of_layer)
 
 
 def _mean_visible_keys(length: int, window: int | None) -> float:
