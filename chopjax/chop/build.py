@@ -1,28 +1,67 @@
 """From sizes and scores to a plan."""
 
 from collections.abc import Mapping
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from chopjax.axes import Sizes
-from chopjax.chop.config import PlanConfig
+from chopjax.chop.config import Layout, PlanConfig
 from chopjax.chop.layouts import kept_layers
 from chopjax.chop.plan import Plan, check
 from chopjax.errors import UserError
 
 Scores = Mapping[str, Float[np.ndarray, "..."]]
+"""By axis, each shaped like its axis; and for layers what `LAYER_SCORE` says of the criterion."""
 
-SCORED = ("kv_heads", "q_per_kv", "mlp", "embed")
+WIDTHS = ("kv_heads", "q_per_kv", "mlp", "embed")
+
+# The score that a criterion for layers reads, where it is no layout: `layers` [layers], the highest stay; `blocks`
+# [layers - removed + 1], by the first layer of a contiguous block, the lowest goes; `removed` [at least removed], the
+# layers in the order in which they went.
+LAYER_SCORE: Mapping[str, str] = {
+    "block_importance": "layers",
+    "leave_one_out": "layers",
+    "taylor": "layers",
+    "magnitude": "layers",
+    "random": "layers",
+    "angular": "blocks",
+    "leave_block_out": "blocks",
+    "greedy": "removed",
+}
+
+_SAID = {
+    "block_importance": "least block importance: 1 - cos(input, output) (ShortGPT)",
+    "leave_one_out": "least loss without each layer (Minitron)",
+    "taylor": "least first-order change of the loss",
+    "magnitude": "smallest weights",
+    "random": "by chance",
+    "angular": "the contiguous block with the least angular distance between its ends (Gromov et al.)",
+    "leave_block_out": "the contiguous block without which the {metric} loss is lowest (Minitron in practice)",
+    "greedy": "one at a time, each time the one without which the {metric} loss is lowest",
+}
+_WIDTHS_SAID = {
+    "activation": "highest activation ({over_sequence} over the sequence, {over_batch} over rows; Minitron)",
+    "taylor": "highest first-order change of the loss",
+    "magnitude": "largest weights",
+    "random": "by chance",
+}
 
 
 def axes_to_score(wanted: PlanConfig, source: Sizes) -> list[str]:
-    """The axes whose kept indices `build_plan` will choose by score."""
-    return [axis for axis in SCORED if 0 < getattr(wanted, axis) < source[axis]]
+    """The widths whose kept indices `build_plan` will choose by score."""
+    axes = [axis for axis in WIDTHS if 0 < getattr(wanted, axis) < source[axis]]
+    return [axis for axis in axes if not (axis == "kv_heads" and wanted.merge_kv_heads)]
+
+
+def layers_by_score(wanted: PlanConfig) -> bool:
+    """Whether `build_plan` will choose layers by a score, rather than by a layout or as told."""
+    return wanted.remove_layers > 0 and wanted.layers_by in LAYER_SCORE
 
 
 def build_plan(wanted: PlanConfig, source: Sizes, scores: Scores, name: str = "") -> Plan:
-    """Chooses what to keep: layers by layout or by hand, widths by the highest scores.
+    """Chooses what to keep: layers by layout, by score or by hand, widths by the highest scores.
 
     Heads are ranked inside their group, neurons inside their layer, channels once for the whole network; ties go to
     the lowest index, and what is kept stays in its old order.
@@ -30,13 +69,14 @@ def build_plan(wanted: PlanConfig, source: Sizes, scores: Scores, name: str = ""
     Args:
         wanted: sizes to keep on each axis.
         source: the sizes of the model.
-        scores: a score shaped like each axis of `axes_to_score`, in source sizes.
+        scores: a score shaped like each axis of `axes_to_score`, in source sizes; and where layers go by score, the
+            one that `LAYER_SCORE` names.
         name: what the source is called.
 
     Raises:
         UserError: a size is larger than the source's, or the plan that results is one that `check` refuses.
     """
-    for axis in (*SCORED, "vocab"):
+    for axis in (*WIDTHS, "vocab"):
         if getattr(wanted, axis) > source[axis]:
             raise UserError(f"plan.{axis}: {getattr(wanted, axis)} is more than the {source[axis]} that the source has")
     kept: dict[str, Int[np.ndarray, "*around kept"]] = {}
@@ -44,15 +84,15 @@ def build_plan(wanted: PlanConfig, source: Sizes, scores: Scores, name: str = ""
     if wanted.layers:
         kept["layers"], reasons["layers"] = np.asarray(wanted.layers, np.int32), "chosen by hand"
     elif wanted.remove_layers:
-        kept["layers"] = np.asarray(kept_layers(wanted.layers_by, source["layers"], wanted.remove_layers), np.int32)
-        reasons["layers"] = f"layout {wanted.layers_by!r} of Just CHOP, {wanted.remove_layers} layers removed"
+        kept["layers"] = choose_layers(wanted, source["layers"], scores)
+        reasons["layers"] = f"{_layers_said(wanted)}; {wanted.remove_layers} layers removed"
     layers = kept.get("layers", np.arange(source["layers"]))
     for axis in axes_to_score(wanted, source):
         score = scores[axis] if axis == "embed" else scores[axis][layers]
         if axis == "q_per_kv" and "kv_heads" in kept:
             score = np.take_along_axis(score, kept["kv_heads"][..., None], axis=1)
         kept[axis] = top(score, getattr(wanted, axis))
-        reasons[axis] = "highest mean activation (mean over the sequence, L2 over samples; Minitron)"
+        reasons[axis] = _WIDTHS_SAID[wanted.widths_by].format(**vars(wanted))
     if 0 < wanted.vocab < source["vocab"]:
         kept["vocab"], reasons["vocab"] = np.arange(wanted.vocab, dtype=np.int32), "rows beyond the tokenizer dropped"
     plan = Plan(dict(source), kept, reasons, name)
@@ -60,7 +100,32 @@ def build_plan(wanted: PlanConfig, source: Sizes, scores: Scores, name: str = ""
     return plan
 
 
+def choose_layers(wanted: PlanConfig, layers: int, scores: Scores) -> Int[np.ndarray, "kept"]:
+    """The layers that stay when `wanted.remove_layers` go, ascending.
+
+    Raises:
+        UserError: fewer than one would stay, or than the layout needs.
+    """
+    removed, by = wanted.remove_layers, wanted.layers_by
+    if by in get_args(Layout):
+        return np.asarray(kept_layers(by, layers, removed), np.int32)
+    if removed >= layers:
+        raise UserError(f"plan.remove_layers: {removed} of {layers} layers; use 0 to {layers - 1}")
+    kind = LAYER_SCORE[by]
+    score = scores[kind]
+    if kind == "layers":
+        return top(score, layers - removed)
+    gone = score[:removed] if kind == "removed" else np.arange(removed) + np.argmin(score)
+    return np.setdiff1d(np.arange(layers), gone).astype(np.int32)
+
+
 def top(score: Float[np.ndarray, "*around size"], count: int) -> Int[np.ndarray, "*around count"]:
     """Indices of the `count` highest scores along the last axis, ascending; ties go to the lowest index."""
     best = np.argsort(-score, axis=-1, kind="stable")[..., :count]
     return np.sort(best, axis=-1).astype(np.int32)
+
+
+def _layers_said(wanted: PlanConfig) -> str:
+    if wanted.layers_by in get_args(Layout):
+        return f"layout {wanted.layers_by!r} of Just CHOP"
+    return _SAID[wanted.layers_by].format(metric=wanted.metric)

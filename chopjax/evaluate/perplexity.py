@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from chopjax.data.labels import next_token_labels
 from chopjax.distill.losses import LossConfig, chunked_loss
 from chopjax.errors import UserError
-from chopjax.models.block import Constrain, unpinned
+from chopjax.models.block import Constrain, Masks, unpinned
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Params, forward, unembedding
 
@@ -175,6 +175,7 @@ def batch_sums(
     params: Params,
     batch: Batch,
     *,
+    masks: Masks | None = None,
     teacher_config: ModelConfig | None = None,
     teacher_params: Params | None = None,
     chunk: int = 512,
@@ -187,22 +188,24 @@ def batch_sums(
     Args:
         batch: int32 `tokens`, `segment_ids` and maybe `positions`, [batch, length]; with int32 `labels` and float32
             `weights` unless those are the next tokens of each document.
+        masks: see `models.decoder.forward`; of `params` alone, for all axes but `vocab`. Masks of the same axes share
+            one compilation.
     """
     if "labels" in batch:
         labels, weights = batch["labels"], batch["weights"]
     else:
         labels, weights = next_token_labels(batch["tokens"], batch["segment_ids"])
 
-    def run(config: ModelConfig, params: Params) -> tuple[Array, Array]:
+    def run(config: ModelConfig, params: Params, masks: Masks | None = None) -> tuple[Array, Array]:
         places = batch.get("positions"), batch["segment_ids"]
-        output = forward(config, params, batch["tokens"], *places, constrain=constrain)
+        output = forward(config, params, batch["tokens"], *places, masks=masks, constrain=constrain)
         return output.hidden, unembedding(config, params)
 
     teacher = run(teacher_config, teacher_params) if teacher_config and teacher_params else ()
     loss = LossConfig(next_token=1.0, kl=float(bool(teacher)), chunk=chunk)
     _, parts = chunked_loss(
         loss,
-        *run(config, params),
+        *run(config, params, masks),
         labels,
         weights,
         *teacher,
