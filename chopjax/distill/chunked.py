@@ -101,6 +101,26 @@ def sums(
     return _total(terms, by_place)
 
 
+def by_token(
+    terms: Terms,
+    chunking: Chunking,
+    pin: Constrain,
+    hidden: Float[Array, "batch length embed"],
+    unembed: Float[Array, "embed vocab"],
+    labels: Int[Array, "batch length"],
+    teacher: Teacher | None,
+) -> Parts:
+    """`losses.token_losses` after its arguments were checked: each term, [batch, length]. Not to be differentiated."""
+    weights = jnp.ones(labels.shape, jnp.float32)
+    unembed, teacher_unembed, chunks = _prepare(chunking, pin, hidden, unembed, labels, weights, teacher)
+
+    def step(carry: None, chunk: dict[str, Array]) -> tuple[None, Parts]:
+        return carry, _chunk(terms, pin, chunk, unembed, teacher_unembed, gradient=False)[0]
+
+    _, values = jax.lax.scan(step, None, chunks)
+    return {name: chunking.join(value, labels.shape[1]) for name, value in values.items()}
+
+
 def _sums_and_gradients(
     terms: Terms,
     chunking: Chunking,

@@ -56,6 +56,43 @@ def chunked_loss(
     Raises:
         UserError: a KL term without a teacher, or `vocab_tokens` beyond either vocabulary.
     """
+    terms, chunking, teacher = _checked(config, hidden, unembed, teacher_hidden, teacher_unembed, vocab_tokens, shards)
+    return chunked.sums(terms, chunking, constrain, hidden, unembed, labels, weights.astype(jnp.float32), teacher)
+
+
+def token_losses(
+    config: LossConfig,
+    hidden: Float[Array, "batch length embed"],
+    unembed: Float[Array, "embed vocab"],
+    labels: Int[Array, "batch length"],
+    teacher_hidden: Float[Array, "batch length teacher_embed"] | None = None,
+    teacher_unembed: Float[Array, "teacher_embed teacher_vocab"] | None = None,
+    *,
+    vocab_tokens: int | None = None,
+    shards: int = 1,
+    constrain: Constrain = unpinned,
+) -> dict[str, Float[Array, "batch length"]]:
+    """The terms of `chunked_loss` for each token, unweighted, for who sums by row or by choice. Forward only.
+
+    Returns:
+        float32 `next_token`, `z_loss` and with a teacher `kl` (T² included).
+
+    Raises:
+        UserError: as in `chunked_loss`.
+    """
+    terms, chunking, teacher = _checked(config, hidden, unembed, teacher_hidden, teacher_unembed, vocab_tokens, shards)
+    return chunked.by_token(terms, chunking, constrain, hidden, unembed, labels, teacher)
+
+
+def _checked(
+    config: LossConfig,
+    hidden: Array,
+    unembed: Array,
+    teacher_hidden: Array | None,
+    teacher_unembed: Array | None,
+    vocab_tokens: int | None,
+    shards: int,
+) -> tuple[chunked.Terms, chunked.Chunking, chunked.Teacher | None]:
     if config.kl and teacher_hidden is None:
         raise UserError(f"loss.kl is {config.kl} but there is no teacher; set loss.kl=0 or name a teacher")
     width = unembed.shape[1]
@@ -69,7 +106,7 @@ def chunked_loss(
     if teacher_hidden is not None and teacher_unembed is not None:
         teacher = (teacher_hidden, _fit_columns(teacher_unembed, unembed.shape[1]))
         teacher = jax.lax.stop_gradient(teacher)
-    return chunked.sums(terms, chunking, constrain, hidden, unembed, labels, weights.astype(jnp.float32), teacher)
+    return terms, chunking, teacher
 
 
 def _fit_columns(unembed: Float[Array, "embed old"], vocab: int) -> Float[Array, "embed vocab"]:

@@ -76,10 +76,8 @@ class Decoder(nnx.Module):
     ) -> Output:
         """See `forward`."""
         masks = dict(masks or {})
-        # Gathered before the lookup: else the lookup's gradient would gather whole activations instead.
-        x = constrain(self.embed.table[...], ("vocab", None))[tokens]
-        x = embedded = constrain(masked(x, masks.get("embed")), RESIDUAL)
-        where = _places(self.config, tokens, positions, segment_ids, cache)
+        x = embedded = self.embedded(tokens, masks.get("embed"), constrain)
+        where = places(self.config, tokens, positions, segment_ids, cache)
         shared = {name: masks.pop(name) for name in ("embed", "vocab") if name in masks}
         graph, stacked = nnx.split(self.layers)
 
@@ -97,6 +95,14 @@ class Decoder(nnx.Module):
         hidden = self.final_norm(x, shared.get("embed"))
         new_cache = Cache(keys_values, where.keys) if keys_values else None
         return Output(constrain(hidden, RESIDUAL), embedded, taps, new_cache)
+
+    def embedded(
+        self, tokens: Int[Array, "batch length"], mask: Array | None, constrain: Constrain
+    ) -> Float[Array, "batch length embed"]:
+        """The residual stream before the first block."""
+        # Gathered before the lookup: else the lookup's gradient would gather whole activations instead.
+        x = constrain(self.embed.table[...], ("vocab", None))[tokens]
+        return constrain(masked(x, mask), RESIDUAL)
 
 
 class Table(nnx.Module):
@@ -197,9 +203,14 @@ def init_cache(config: ModelConfig, batch: int, length: int, dtype: jax.typing.D
     return Cache(KeysValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), start), Places(empty, empty))
 
 
-def _places(
-    config: ModelConfig, tokens: Array, positions: Array | None, segment_ids: Array | None, cache: Cache | None
+def places(
+    config: ModelConfig,
+    tokens: Int[Array, "batch length"],
+    positions: Int[Array, "batch length"] | None,
+    segment_ids: Int[Array, "batch length"] | None,
+    cache: Cache | None = None,
 ) -> Tokens:
+    """Where the tokens stand, with the defaults of `forward`."""
     start = cache.layers.start[0] if cache else 0
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] + start, tokens.shape)
