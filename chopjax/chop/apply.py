@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from chopjax.axes import AROUND, Leaf, flatten, unflatten
+from chopjax.axes import AROUND, Leaf, Role, flatten, unflatten
+from chopjax.chop.indices import take
 from chopjax.chop.plan import Plan
 from chopjax.models.config import ModelConfig
 
 
 def gather(array: Any, leaf: Leaf, plan: Plan) -> Any:
-    """The part of one parameter that `plan` keeps.
+    """The part of one parameter that `plan` keeps, each edit applied just before the gather along its axis.
 
     Args:
         array: numpy or jax array with the axes of `leaf`, in source sizes.
@@ -29,8 +30,10 @@ def gather(array: Any, leaf: Leaf, plan: Plan) -> Any:
     """
     # Outer axes first: the lists of an inner axis are numbered by the student's indices of the axes around it.
     for name in AROUND:
+        for edit in plan.edits:
+            array = edit.apply(array, leaf) if edit.axis == name else array
         if name in plan.kept and name in leaf.axes:
-            array = _take(array, leaf.axes, name, plan.kept[name])
+            array = take(array, leaf.axes, name, plan.kept[name])
     return array
 
 
@@ -52,39 +55,40 @@ def chop_config(config: ModelConfig, plan: Plan) -> ModelConfig:
     )
 
 
+def split_edits(plan: Plan) -> tuple[Plan, Plan]:
+    """A plan with edits as two that follow each other: the edits with what must be cut before them, and the rest.
+
+    `gather` by the first and then by the second is `gather` by the plan. The first makes the edited model, and the
+    second, which has no edits, can be tried on that as masks. Without edits the second is the plan itself.
+    """
+    first = {outer for edit in plan.edits if edit.axis for outer in AROUND[edit.axis]} & plan.kept.keys()
+    before = Plan(plan.source, {axis: plan.kept[axis] for axis in plan.kept if axis in first}, edits=plan.edits)
+    rest = {axis: indices for axis, indices in plan.kept.items() if axis not in first}
+    return before, Plan(before.sizes, rest, plan.reasons, plan.name)
+
+
 def masks(plan: Plan) -> dict[str, Float[np.ndarray, "*axes"]]:
     """The same plan as float32 masks on the full-width model: 1 where kept, 0 where dropped.
 
     `masks["mlp"]` has shape [layers, mlp] in source sizes and so on. What lies inside a dropped layer or head is 0.
+
+    Raises:
+        ValueError: the plan edits weights, which no mask can do: see `split_edits`.
     """
+    if any(edit.axis for edit in plan.edits):
+        raise ValueError("masks do not edit weights: take the two plans of split_edits")
     return {axis: mask(plan, axis) for axis in plan.kept}
 
 
 def mask(plan: Plan, axis: str) -> Float[np.ndarray, "*axes"]:
-    """`masks` of one axis, which itself need not be cut: 0 inside what is dropped of the axes around it."""
-    names = (*AROUND[axis], axis)
-    kept = np.zeros([plan.source[name] for name in names], np.float32)
-    index: list[Any] = []
-    for depth, name in enumerate(names):
-        # Source numbers of this axis for each student index of the axes around it, broadcast against all names.
-        rows = plan.kept.get(name, np.arange(plan.source[name]))
-        shape = [1] * len(names)
-        if name in plan.kept:
-            for around in AROUND[name]:
-                shape[names.index(around)] = plan.sizes[around]
-        shape[depth] = plan.sizes[name]
-        index.append(rows.reshape(shape))
-    kept[tuple(index)] = 1
-    return kept
+    """Which indices of one axis stay, as `masks` says it; the axis itself need not be cut.
 
-
-def _take(array: Any, axes: tuple[str, ...], name: str, indices: np.ndarray) -> Any:
-    xp, at = array.__array_namespace__(), axes.index(name)
-    around = [axes.index(outer) for outer in AROUND[name]]
-    if math.prod(array.shape[axis] for axis in around) == 1:
-        return xp.take(array, xp.asarray(indices.reshape(-1)), axis=at)
-    shape = [1] * array.ndim
-    for axis in (*around, at):
-        shape[axis] = array.shape[axis]
-    shape[at] = indices.shape[-1]
-    return xp.take_along_axis(array, xp.asarray(indices.reshape(shape)), axis=at)
+    Merged heads stay, and so do all of their query heads that the plan keeps.
+    """
+    leaf = Leaf((), (*AROUND[axis], axis), (), Role.NORM)
+    shape = leaf.shape(plan.source)
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    kept = np.zeros(numbers.size, np.float32)
+    # The query heads of merged heads move, and every other edit leaves what stays where it is.
+    kept[gather(numbers, leaf, plan if "q_per_kv" in leaf.axes else dataclasses.replace(plan, edits=()))] = 1
+    return kept.reshape(shape)

@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Int
 
 from chopjax.axes import AROUND, Sizes
+from chopjax.chop.edits import Edit, check_edits, read_edits
+from chopjax.chop.indices import whole_numbers
 from chopjax.errors import UserError
 
 FORMAT = 1
@@ -25,17 +27,28 @@ class Plan:
             the axes around it (`chopjax.axes.AROUND`): `mlp` has shape [layers, kept].
         reasons: for each axis that is cut, how the choice was made.
         name: what the source was called.
+        edits: what happens to weights besides, in the order in which it happens (`chopjax.chop.edits`). Where heads
+            are merged, `kept.q_per_kv` counts in the merged groups.
     """
 
     source: Sizes
     kept: Mapping[str, Int[np.ndarray, "*around kept"]]
     reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
     name: str = ""
+    edits: tuple[Edit, ...] = ()
+
+    @property
+    def uncut(self) -> dict[str, int]:
+        """Sizes of the axes in which `kept` counts: the source's, as the edits leave them."""
+        sizes = dict(self.source)
+        for edit in self.edits:
+            sizes = edit.sizes(sizes)
+        return sizes
 
     @property
     def sizes(self) -> dict[str, int]:
         """Sizes of the axes of the student."""
-        return {name: int(self.kept[name].shape[-1]) if name in self.kept else n for name, n in self.source.items()}
+        return {name: int(self.kept[name].shape[-1]) if name in self.kept else n for name, n in self.uncut.items()}
 
     @property
     def layers(self) -> list[int]:
@@ -49,16 +62,18 @@ class Plan:
             for axis, indices in self.kept.items()
             if axis != "layers"
         }
-        return Plan({**self.source, "layers": 1}, kept)
+        return Plan({**self.source, "layers": 1}, kept, edits=tuple(edit.of_layer(layer) for edit in self.edits))
 
     def to_json(self) -> str:
         """The text of `plan.json`."""
-        body = {
+        body: dict[str, Any] = {
             "format": FORMAT,
             "source": {"name": self.name, "sizes": dict(self.source)},
             "kept": {axis: indices.tolist() for axis, indices in self.kept.items()},
             "reasons": dict(self.reasons),
         }
+        if self.edits:
+            body["edits"] = [edit.to_json() for edit in self.edits]
         return json.dumps(body)
 
     @classmethod
@@ -71,14 +86,15 @@ class Plan:
         try:
             body = json.loads(text)
             source = {name: int(size) for name, size in body["source"]["sizes"].items()}
-            kept = {axis: _indices(axis, rows) for axis, rows in body["kept"].items()}
+            kept = {axis: whole_numbers(f"kept.{axis}", rows) for axis, rows in body["kept"].items()}
             reasons = {axis: str(reason) for axis, reason in body.get("reasons", {}).items()}
             name = str(body["source"].get("name", ""))
+            edits = read_edits(body.get("edits", []))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise UserError(f"plan.json: not a plan ({error}); it needs source.sizes and kept") from error
         if body.get("format", FORMAT) != FORMAT:
             raise UserError(f"plan.json: format {body['format']} is not {FORMAT}; make the plan again")
-        plan = cls(source, kept, reasons, name)
+        plan = cls(source, kept, reasons, name, edits)
         check(plan)
         return plan
 
@@ -88,8 +104,10 @@ def check(plan: Plan) -> None:
 
     Raises:
         UserError: an axis that cannot be cut, keeps nothing, has unequal or misshaped lists, indices out of range or
-            repeated, layers out of order, or a vocabulary that loses more than its end.
+            repeated, layers out of order, a vocabulary that loses more than its end, or edits that do not fit.
     """
+    check_edits(plan.edits, plan.source, plan.kept)
+    uncut = plan.uncut
     for axis, indices in plan.kept.items():
         if axis not in AROUND or axis not in plan.source:
             raise UserError(f"plan.json: axis {axis!r} cannot be cut; only {', '.join(AROUND)}")
@@ -102,8 +120,8 @@ def check(plan: Plan) -> None:
         if indices.shape[:-1] != wanted:
             around = " × ".join(AROUND[axis])
             raise UserError(f"plan.json: kept.{axis} has lists for {indices.shape[:-1]}, not {wanted} ({around})")
-        if indices.min() < 0 or indices.max() >= plan.source[axis]:
-            raise UserError(f"plan.json: kept.{axis} has an index outside 0..{plan.source[axis] - 1}")
+        if indices.min() < 0 or indices.max() >= uncut[axis]:
+            raise UserError(f"plan.json: kept.{axis} has an index outside 0..{uncut[axis] - 1}")
         if (np.diff(np.sort(indices, axis=-1), axis=-1) == 0).any():
             raise UserError(f"plan.json: kept.{axis} names an index twice")
     if "layers" in plan.kept and (np.diff(plan.kept["layers"]) < 0).any():
@@ -124,15 +142,3 @@ def check_source(plan: Plan, sizes: Sizes) -> None:
     unknown = [axis for axis in plan.source if axis not in sizes]
     if unknown:
         raise UserError(f"plan.json: source.sizes has {unknown[0]!r}, which is no axis; there are {', '.join(sizes)}")
-
-
-def _indices(axis: str, rows: Any) -> Int[np.ndarray, "*around kept"]:
-    try:
-        indices = np.asarray(rows)
-    except ValueError as error:
-        raise UserError(f"plan.json: kept.{axis} has lists of unequal length; counts must be equal") from error
-    if not indices.ndim:
-        raise UserError(f"plan.json: kept.{axis} is {rows!r}; give a list of whole numbers")
-    if indices.size and (indices.dtype.kind not in "iu" or abs(indices).max() > np.iinfo(np.int32).max):
-        raise UserError(f"plan.json: kept.{axis} must hold whole numbers, none beyond 32 bits")
-    return indices.astype(np.int32)
