@@ -8,12 +8,15 @@ from jaxtyping import Float, Int
 
 from chopjax.axes import Sizes
 from chopjax.chop.config import Layout, PlanConfig
+from chopjax.chop.edits import Edit, MergeKvHeads, Refit
+from chopjax.chop.heads import group_heads, head_residual, merged_score, neighbours
 from chopjax.chop.layouts import kept_layers
 from chopjax.chop.plan import Plan, check
 from chopjax.errors import UserError
 
 Scores = Mapping[str, Float[np.ndarray, "..."]]
-"""By axis, each shaped like its axis; and for layers what `LAYER_SCORE` says of the criterion."""
+"""By axis, each shaped like its axis; for layers what `LAYER_SCORE` says of the criterion; and where key/value heads
+are merged, `kv_similarity` [layers, kv_heads, kv_heads] of every two, neighbours being merged without it."""
 
 WIDTHS = ("kv_heads", "q_per_kv", "mlp", "embed")
 
@@ -51,8 +54,24 @@ _WIDTHS_SAID = {
 
 def axes_to_score(wanted: PlanConfig, source: Sizes) -> list[str]:
     """The widths whose kept indices `build_plan` will choose by score."""
-    axes = [axis for axis in WIDTHS if 0 < getattr(wanted, axis) < source[axis]]
-    return [axis for axis in axes if not (axis == "kv_heads" and wanted.merge_kv_heads)]
+    uncut = sizes_after_merge(wanted, source)
+    return [axis for axis in WIDTHS if 0 < getattr(wanted, axis) < uncut[axis]]
+
+
+def sizes_after_merge(wanted: PlanConfig, source: Sizes) -> dict[str, int]:
+    """Sizes before any unit is dropped: the source's, or those with merged key/value heads.
+
+    Raises:
+        UserError: the heads cannot be merged in equal groups.
+    """
+    groups = wanted.kv_heads
+    if not (wanted.merge_kv_heads and groups):
+        return dict(source)
+    if source["kv_heads"] % groups:
+        raise UserError(
+            f"plan.kv_heads: {source['kv_heads']} heads cannot be merged into {groups}; it must divide them"
+        )
+    return {**source, "kv_heads": groups, "q_per_kv": source["q_per_kv"] * (source["kv_heads"] // groups)}
 
 
 def layers_by_score(wanted: PlanConfig) -> bool:
@@ -60,7 +79,7 @@ def layers_by_score(wanted: PlanConfig) -> bool:
     return wanted.remove_layers > 0 and wanted.layers_by in LAYER_SCORE
 
 
-def build_plan(wanted: PlanConfig, source: Sizes, scores: Scores, name: str = "") -> Plan:
+def build_plan(wanted: PlanConfig, source: Sizes, scores: Scores, name: str = "", refit_rows: int = 64) -> Plan:
     """Chooses what to keep: layers by layout, by score or by hand, widths by the highest scores.
 
     Heads are ranked inside their group, neurons inside their layer, channels once for the whole network; ties go to
@@ -72,13 +91,15 @@ def build_plan(wanted: PlanConfig, source: Sizes, scores: Scores, name: str = ""
         scores: a score shaped like each axis of `axes_to_score`, in source sizes; and where layers go by score, the
             one that `LAYER_SCORE` names.
         name: what the source is called.
+        refit_rows: calibration rows of the fit, where one is wanted.
 
     Raises:
         UserError: a size is larger than the source's, or the plan that results is one that `check` refuses.
     """
+    uncut = sizes_after_merge(wanted, source)
     for axis in (*WIDTHS, "vocab"):
-        if getattr(wanted, axis) > source[axis]:
-            raise UserError(f"plan.{axis}: {getattr(wanted, axis)} is more than the {source[axis]} that the source has")
+        if getattr(wanted, axis) > uncut[axis]:
+            raise UserError(f"plan.{axis}: {getattr(wanted, axis)} is more than the {uncut[axis]} that the source has")
     kept: dict[str, Int[np.ndarray, "*around kept"]] = {}
     reasons: dict[str, str] = {}
     if wanted.layers:
@@ -87,17 +108,35 @@ def build_plan(wanted: PlanConfig, source: Sizes, scores: Scores, name: str = ""
         kept["layers"] = choose_layers(wanted, source["layers"], scores)
         reasons["layers"] = f"{_layers_said(wanted)}; {wanted.remove_layers} layers removed"
     layers = kept.get("layers", np.arange(source["layers"]))
+    edits: list[Edit] = []
+    merge = _merge(wanted, source, layers, scores)
+    edits += [merge] if merge else []
     for axis in axes_to_score(wanted, source):
         score = scores[axis] if axis == "embed" else scores[axis][layers]
+        if axis == "q_per_kv" and merge:
+            score = merged_score(score, merge)
         if axis == "q_per_kv" and "kv_heads" in kept:
             score = np.take_along_axis(score, kept["kv_heads"][..., None], axis=1)
         kept[axis] = top(score, getattr(wanted, axis))
         reasons[axis] = _WIDTHS_SAID[wanted.widths_by].format(**vars(wanted))
+        if wanted.head_residual != "off" and (axis == "q_per_kv" or axis == "kv_heads" and uncut["q_per_kv"] == 1):
+            edits.append(head_residual(score, kept[axis], wanted.head_residual, axis))
     if 0 < wanted.vocab < source["vocab"]:
         kept["vocab"], reasons["vocab"] = np.arange(wanted.vocab, dtype=np.int32), "rows beyond the tokenizer dropped"
-    plan = Plan(dict(source), kept, reasons, name)
+    if wanted.refit and kept:
+        edits.append(Refit(wanted.ridge, refit_rows))
+    plan = Plan(dict(source), kept, reasons, name, tuple(edits))
     check(plan)
     return plan
+
+
+def _merge(wanted: PlanConfig, source: Sizes, layers: Int[np.ndarray, "kept"], scores: Scores) -> MergeKvHeads | None:
+    if not (wanted.merge_kv_heads and 0 < wanted.kv_heads < source["kv_heads"]):
+        return None
+    members = source["kv_heads"] // wanted.kv_heads
+    if "kv_similarity" in scores:
+        return MergeKvHeads(group_heads(scores["kv_similarity"][layers], members))
+    return MergeKvHeads(neighbours(len(layers), source["kv_heads"], members))
 
 
 def choose_layers(wanted: PlanConfig, layers: int, scores: Scores) -> Int[np.ndarray, "kept"]:
