@@ -16,12 +16,17 @@ EDGE_BYTES = 1 << 20
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a UTF-8 file atomically: beside, fsync, rename. Parent folders are made."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file atomically: beside, fsync, rename. Parent folders are made."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(beside, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
