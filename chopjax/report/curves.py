@@ -1,48 +1,25 @@
 """Curves of a run as inline SVG by matplotlib, in colours that follow the page's light or dark theme."""
 
 import dataclasses
-import io
+import functools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from chopjax.report import words
-from chopjax.report.markup import Markup, escape
+from chopjax.report import canvas, words
+from chopjax.report.canvas import Palette, Picture, Spot
+from chopjax.report.markup import Markup
 
-# matplotlib draws in these colours, each of which stands for one of the page's.
-INK, FAINT, FIRST, SECOND, THIRD = "#010203", "#010204", "#010205", "#010206", "#010207"
-THEME = {INK: "var(--ink)", FAINT: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)", THIRD: "var(--third)"}
-STYLES = ((FIRST, "-"), (SECOND, "--"), (THIRD, ":"))
+STYLES = (("first", "-"), ("second", "--"), ("third", ":"))
 
 # A longer curve is drawn by the means of so many runs of neighbours.
 MOST_POINTS = 600
-
-SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it can be read, searched, and follows the page's font
-    "svg.hashsalt": "chopjax",  # the same run gives the same bytes
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Series:
@@ -115,20 +92,15 @@ def series(metrics: Sequence[Mapping[str, Any]], field: str, x_field: str) -> Se
     return Series(field.replace("_", " "), x, y)
 
 
+def picture(chart: Chart) -> Picture:
+    """The chart as something to paint."""
+    size = (3.4, 2.1) if chart.small else (6.2, 3.6)
+    return Picture(chart.name, "", describe(chart), size, functools.partial(_paint, chart))
+
+
 def draw(chart: Chart) -> Markup:
     """The chart as an SVG element with its description as a label."""
-    with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(3.4, 2.1) if chart.small else (6.2, 3.6), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        for one, (colour, style) in zip(chart.series, STYLES, strict=False):
-            _line(axes, one, colour, style)
-        _finish(axes, chart)
-        file = io.StringIO()
-        figure.savefig(
-            file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
-    return _inline(file.getvalue(), chart)
+    return canvas.svg(picture(chart))
 
 
 def describe(chart: Chart) -> str:
@@ -185,6 +157,14 @@ def _heldout(line: Mapping[str, Any]) -> float:
     return math.exp(nll) if nll < 700 else math.nan
 
 
+def _paint(chart: Chart, figure: Figure, palette: Palette) -> list[Spot]:
+    axes = figure.add_subplot()
+    for one, (colour, style) in zip(chart.series, STYLES, strict=False):
+        _line(axes, one, getattr(palette, colour), style)
+    _finish(axes, chart, palette)
+    return []
+
+
 def _line(axes: Axes, one: Series, colour: str, style: str) -> None:
     x, y = thinned(one.x, one.y)
     few = np.isfinite(y).sum() <= 40
@@ -193,26 +173,26 @@ def _line(axes: Axes, one: Series, colour: str, style: str) -> None:
     )
 
 
-def _finish(axes: Axes, chart: Chart) -> None:
+def _finish(axes: Axes, chart: Chart, palette: Palette) -> None:
     axes.grid(True, axis="y")
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(chart.x_label)
-    axes.set_title(chart.title, loc="left", fontsize=11, fontweight="bold", pad=10)
+    axes.set_title(chart.title)
     axes.xaxis.set_major_locator(MaxNLocator(4 if chart.small else 7, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.scaled(value)))
     for label, value in chart.references.items():
-        _reference(axes, label, value)
+        _reference(axes, label, value, palette)
     if chart.logarithmic:
         _logarithmic(axes, chart)
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4 if chart.small else 6))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.plain(value)))
     if len(chart.series) > 1:
-        axes.legend(frameon=False, loc="upper right", handlelength=2.6)
+        axes.legend(loc="upper right", handlelength=2.6, fontsize=11)
 
 
-def _reference(axes: Axes, label: str, value: float) -> None:
-    axes.axhline(value, color=INK, linewidth=1, linestyle=(0, (2, 3)))
+def _reference(axes: Axes, label: str, value: float, palette: Palette) -> None:
+    axes.axhline(value, color=palette.ink, linewidth=1, linestyle=(0, (2, 3)))
     text = f"{label} {words.significant(value)}"
     axes.annotate(text, (1, value), (0, 4), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right")
 
@@ -243,19 +223,3 @@ def ticks(low: float, high: float) -> list[float]:
         if len(inside) >= 3:
             return inside[:: math.ceil(len(inside) / 8)]
     return list(np.linspace(low, high, 4))
-
-
-def _inline(svg: str, chart: Chart) -> Markup:
-    """matplotlib's file as an element of a page: no prologue, ids of its own, colours of the theme."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
-    svg = re.sub(r'\bid="', f'id="{chart.name}-', svg)
-    svg = re.sub(r'href="#', f'href="#{chart.name}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{chart.name}-", svg)
-    svg = re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
-    )
-    for colour, variable in THEME.items():
-        svg = svg.replace(colour, variable)
-    label = f'<svg class="chart" role="img" aria-label="{escape(describe(chart))}"'
-    return Markup(svg.replace("<svg", label, 1))

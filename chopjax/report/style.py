@@ -1,10 +1,45 @@
 """The page's style sheet: light and dark, for screen and paper, with no font or file from elsewhere."""
 
-CSS = """
-:root { color-scheme: light dark; --page: #fbfaf8; --card: #fff; --ink: #1f2328; --soft: #5a6270; --line: #d9dadd;
-  --kept: #0d9488; --first: #0b7a70; --second: #b45309; --third: #6d4fc2; --alert: #b42318; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171a; --card: #1c2024; --ink: #e6e8ea; --soft: #a0a8b3;
-  --line: #3a4048; --kept: #14a89b; --first: #2dd4bf; --second: #f0a44b; --third: #b9a2f5; --alert: #ff9a8c; } }
+from collections.abc import Mapping
+
+LIGHT = {
+    "page": "#fbfaf8",
+    "card": "#ffffff",
+    "ink": "#1f2328",
+    "soft": "#5a6270",
+    "line": "#d9dadd",
+    "kept": "#0d9488",
+    "first": "#0b7a70",
+    "second": "#b45309",
+    "third": "#6d4fc2",
+    "alert": "#b42318",
+}
+DARK = {
+    "page": "#14171a",
+    "card": "#1c2024",
+    "ink": "#e6e8ea",
+    "soft": "#a0a8b3",
+    "line": "#3a4048",
+    "kept": "#14a89b",
+    "first": "#2dd4bf",
+    "second": "#f0a44b",
+    "third": "#b9a2f5",
+    "alert": "#ff9a8c",
+}
+
+
+def _variables(colours: Mapping[str, str]) -> str:
+    return " ".join(f"--{name}: {colour};" for name, colour in colours.items())
+
+
+_COLOURS = f"""
+:root {{ color-scheme: light dark; {_variables(LIGHT)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}
+"""
+
+CSS = (
+    _COLOURS
+    + """\
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI",
   Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif; }
@@ -43,12 +78,17 @@ svg.plan .kept { fill: var(--kept); }
 svg.plan .gone { fill: none; stroke: var(--soft); stroke-width: .8; stroke-dasharray: 3 2.5; }
 svg.plan path.gone { stroke-dasharray: none; stroke-width: .6; }
 svg.chart text { font-family: inherit !important; }
+svg.chart .spots path { fill: transparent; }
+svg.chart .spots path:hover { fill: var(--ink); fill-opacity: .12; }
+.why > figure { margin: 0; min-width: 0; }
+.why svg.chart { min-width: 23rem; }
+.why + * { margin-top: 1.5rem; }
 .swatch { display: inline-block; width: 1.1rem; height: .75rem; margin: 0 .35rem 0 1rem; vertical-align: -.05rem; }
 .swatch:first-child { margin-left: 0; }
 .swatch.kept { background: var(--kept); }
 .swatch.part { background: linear-gradient(90deg, transparent, #0d9488); border: 1px solid var(--line); width: 2.4rem; }
 .swatch.gone { border: 1px dashed var(--soft); }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1.5rem; }
+.pair, .why { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1.5rem; }
 .small { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 14rem), 1fr)); gap: 1rem; }
 .texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 1rem; }
 .texts > div { border-left: 3px solid var(--line); padding-left: .8rem; min-width: 0; }
@@ -63,3 +103,4 @@ details > summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; font-size: .82rem; line-height: 1.45; }
 @media print { body { background: none; } section { break-inside: avoid; } details > pre { white-space: pre-wrap; } }
 """
+)

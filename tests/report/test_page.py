@@ -12,7 +12,7 @@ from report.made_up_runs import SIZES, draws, full_run, metrics, middle_plan
 
 from chopjax import files
 from chopjax.chop.plan import Plan
-from chopjax.report.curves import THEME
+from chopjax.report.canvas import THEME
 from chopjax.report.figures import ModelFigures
 from chopjax.report.page import render, write
 from chopjax.report.run import Run
