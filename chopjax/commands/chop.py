@@ -8,7 +8,7 @@ import numpy as np
 from chopjax.chop.apply import chop_config, gather
 from chopjax.chop.plan import Plan
 from chopjax.commands import plan as planning
-from chopjax.commands import score
+from chopjax.commands import score, vocabulary
 from chopjax.commands.run import STUDENT, Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
@@ -46,9 +46,11 @@ def chop_files(source: Checkpoint, plan: Plan, folder: pathlib.Path, max_shard_b
     """Streams a checkpoint through a plan into another: one source tensor at a time is in memory.
 
     Raises:
-        UserError: stock transformers could not load the result; `folder` exists; a tensor holds NaN or infinity.
+        UserError: stock transformers could not load the result; `folder` exists; a tensor holds NaN or infinity; the
+            tokenizer cannot be trimmed as the plan asks.
     """
     config = chop_config(source.config, plan)
+    words = vocabulary.trimming(source, plan)
     family, note = target_family(source.family, config)
     tensors = [
         LazyTensor(
@@ -60,9 +62,9 @@ def chop_files(source: Checkpoint, plan: Plan, folder: pathlib.Path, max_shard_b
         for tensor in family.tensors(config)
     ]
     lines = planning.describe(plan)
-    card = model_card(source.source, config, source.config, lines, notes=[note] if note else [])
-    raw = family.config_to_hf(config, source.raw_config, source.dtype)
-    write_checkpoint(folder, tensors, raw, source.folder, card, max_shard_bytes)
+    card = model_card(source.source, config, source.config, lines, notes=[*([note] if note else []), *words.notes])
+    raw = words.ids(family.config_to_hf(config, source.raw_config, source.dtype))
+    write_checkpoint(folder, tensors, raw, source.folder, card, max_shard_bytes, instead=words.files)
 
 
 def _chopped(source: Checkpoint, plan: Plan, tensor: Tensor) -> np.ndarray:

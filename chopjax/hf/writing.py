@@ -66,6 +66,7 @@ def write_checkpoint(
     replace: bool = False,
     write: bool = True,
     check_finite: bool = True,
+    instead: Mapping[str, str | None] | None = None,
 ) -> None:
     """Writes a Hugging Face folder, which appears when it is complete.
 
@@ -78,6 +79,7 @@ def write_checkpoint(
         replace: whether an existing folder is replaced.
         write: False makes all tensors and writes nothing: for all processes but one, where making is collective.
         check_finite: whether NaN and infinities are refused.
+        instead: contents by name for some of the files that would be copied; None leaves one out.
 
     Raises:
         UserError: the folder exists and is not to be replaced, or a tensor holds NaN or infinity.
@@ -94,7 +96,7 @@ def write_checkpoint(
         if card is not None:
             (partial / "README.md").write_text(card, encoding="utf-8")
         if copy_from is not None:
-            copy_small_files(copy_from, partial)
+            copy_small_files(copy_from, partial, instead or {})
         names = [safetensors.SINGLE]
         if len(shards) > 1:
             names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
@@ -169,12 +171,15 @@ def plan_shards(tensors: Sequence[LazyTensor], max_shard_bytes: int) -> list[lis
     return shards
 
 
-def copy_small_files(source: Path, target: Path) -> None:
-    """Copies the files named in `COPIED`, untouched."""
+def copy_small_files(source: Path, target: Path, instead: Mapping[str, str | None]) -> None:
+    """Copies the files named in `COPIED` untouched, but for those whose contents are given in `instead`."""
     for pattern in COPIED:
         for file in source.glob(pattern):
-            if file.is_file():
+            if file.is_file() and file.name not in instead:
                 shutil.copyfile(file, target / file.name)
+    for name, text in instead.items():
+        if text is not None:
+            (target / name).write_text(text, encoding="utf-8")
 
 
 def _specs(shard: Sequence[LazyTensor]) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:

@@ -28,7 +28,7 @@ def test_json_round_trip(plan: Plan) -> None:
         ({"layers": [2, 1]}, "must rise"),
         ({"embed": [3, 3]}, "twice"),
         ({"embed": [0.5]}, "whole numbers"),
-        ({"vocab": [1, 2]}, "0, 1, 2"),
+        ({"vocab": [2, 1]}, "kept.vocab must rise"),
         ({"mlp": [[0], [1]]}, r"not \(5,\) \(layers\)"),
         ({"layers": [0, 4], "mlp": [[0], [1, 2]]}, "unequal"),
         ({"layers": 3}, "give a list"),

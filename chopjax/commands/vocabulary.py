@@ -1,0 +1,102 @@
+"""Trimming the vocabulary: which words stay, and what follows from it for the files beside the weights."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from chopjax.chop.plan import Plan
+from chopjax.commands.run import Run
+from chopjax.data.tokenize import load_tokenizer
+from chopjax.errors import UserError
+from chopjax.hf import trimmed
+from chopjax.hf.checkpoint import CONFIG, Checkpoint
+from chopjax.hf.vocabulary import choose_words, trims
+
+REASON = "most frequent in the calibration text, with all that their merges pass through; the tokenizer is rewritten"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trimming:
+    """What a trimmed vocabulary changes beside the weights; nothing where no word of the tokenizer goes.
+
+    Attributes:
+        files: contents by name of small files that are not copied; None for one that is left out.
+        ids: a config.json with the ids that belong to the new vocabulary.
+        notes: what a user of the model should know.
+    """
+
+    files: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    ids: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda raw: raw
+    notes: tuple[str, ...] = ()
+
+
+def trimming(source: Checkpoint, plan: Plan) -> Trimming:
+    """The tokenizer and the ids of a source, as they are after the plan.
+
+    Raises:
+        UserError: the tokenizer cannot be trimmed so.
+    """
+    kept = plan.kept.get("vocab")
+    if kept is None:
+        return Trimming()
+    words = load_tokenizer(source.folder).vocab if trimmed.has_tokenizer(source.folder) else len(kept)
+    if not trims(kept, words):
+        return Trimming()
+    vocab = source.config.vocab
+    files = trimmed.rewrite_tokenizer(source.folder, kept, vocab)
+    renumber = trimmed.renumbering(kept, vocab)
+    left_out = sorted(name for name, text in files.items() if text is None)
+    notes = [f"the tokenizer has {len(kept):,} of the source's {words:,} tokens, with ids of their own"]
+    notes += [f"{', '.join(left_out)} left out: it holds the source's ids"] if left_out else []
+    return Trimming(files, lambda raw: trimmed.renumber_ids(raw, renumber, CONFIG), tuple(notes))
+
+
+def kept_words(run: Run, counts: Int[np.ndarray, "vocab"]) -> Int[np.ndarray, "kept"]:
+    """The rows of the embedding table that `plan.vocab` keeps: the first, if no word of the tokenizer has to go.
+
+    Args:
+        run: its source's tokenizer and configs say what must stay.
+        counts: how often each id occurs in the calibration text, int64.
+
+    Returns:
+        Ascending ids, int32: `plan.vocab` of them.
+
+    Raises:
+        UserError: more must stay, or the tokenizer cannot be trimmed.
+    """
+    size, folder = run.settings.plan.vocab, run.source.folder
+    if size >= run.tokenizer.vocab:
+        return np.arange(size, dtype=np.int32)
+    named = trimmed.named_ids(folder, run.source.config.vocab)
+    ends = run.tokenizer.token_id(run.settings.data.eos_token) if run.settings.data.eos_token else None
+    return choose_words(counts, trimmed.read_tokenizer(folder), size, named | ({ends} if ends is not None else set()))
+
+
+def check(run: Run, plan: Plan) -> None:
+    """Refuses a vocabulary that the tokenizer, the data or the steps of the run cannot follow.
+
+    Raises:
+        UserError: names the field or file, and the mend.
+    """
+    words = run.tokenizer.vocab
+    if run.source.config.vocab < words:
+        raise UserError(
+            f"{run.source.folder}: the tokenizer has ids up to {words - 1}, but the model has only "
+            f"{run.source.config.vocab} rows of vocabulary; take the tokens beyond out of tokenizer.json"
+        )
+    if not trims(plan.kept.get("vocab"), words):
+        return
+    if run.settings.train.steps_before_chop:
+        raise UserError(
+            "train.steps_before_chop: rows before and after a trimmed vocabulary would differ; set it to 0, or keep "
+            f"plan.vocab at {words} or more"
+        )
+    if not run.settings.data.sources:
+        raise UserError(
+            "data.sources is empty, but a trimmed vocabulary needs the text itself, to tokenise it anew; name the text"
+        )
+    change = trimming(run.source, plan)
+    change.ids(run.source.raw_config)

@@ -1,0 +1,281 @@
+"""The small files of a model whose vocabulary is trimmed: tokenizer and ids renumbered. Imports without jax.
+
+A word's new id is its place among the kept ids.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int
+
+from chopjax.errors import UserError
+from chopjax.hf.vocabulary import check_words, pair_of, read_vocabulary, trims
+
+TOKENIZER, SETTINGS, GENERATION, CONFIG = (
+    *("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"),
+)
+
+# Ids, or lists of ids, that must not be said: what is gone needs no forbidding.
+_FORBIDDEN = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
+
+# Vocabularies that cannot be written anew: SentencePiece models, and those of WordPiece.
+_LEFT_OUT = ("*.model", "vocab.txt")
+
+Renumber = Callable[[int], int | None]
+
+
+def rewrite_tokenizer(folder: str | Path, kept: Int[np.ndarray, "kept"], vocab: int) -> dict[str, str | None]:
+    """The small files of `folder` that name ids, with the kept ids numbered anew.
+
+    Any text is decoded from its new ids as it was from the old. A text whose old ids were all kept is given the same
+    ones, renumbered.
+
+    Args:
+        folder: Hugging Face folder with a `tokenizer.json` of type BPE or Unigram.
+        kept: ascending ids.
+        vocab: rows of the source's embedding table; ids beyond, which some configs hold, stay as they are.
+
+    Returns:
+        Contents by file name; None for a file that cannot follow and is left out: SentencePiece models, which other
+        programs would read the old ids from, and vocabularies of other kinds. Of a folder without any tokenizer the
+        generation config alone.
+
+    Raises:
+        UserError: the tokenizer is no `tokenizer.json` or of another kind, an id that a file names is not kept, or the
+            kept words are not closed.
+    """
+    folder = Path(folder)
+    renumber = renumbering(kept, vocab)
+    raw = read_tokenizer(folder) if has_tokenizer(folder) else {}
+    written: dict[str, str | None] = {}
+    if raw:
+        check_words(kept, raw)
+        written[TOKENIZER] = _checked(_tokenizer(raw, renumber), raw, renumber)
+    rewritten: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+        SETTINGS: lambda found: _settings(found, renumber),
+        GENERATION: lambda found: renumber_ids(found, renumber, GENERATION),
+        "added_tokens.json": lambda found: _words(found, renumber),
+        "vocab.json": lambda found: _words(found, renumber),
+    }
+    for name, rewrite in rewritten.items():
+        if (found := read_json(folder / name)) is not None:
+            written[name] = _text(rewrite(found))
+    if raw and (folder / "merges.txt").is_file():
+        written["merges.txt"] = _merges_file((folder / "merges.txt").read_text(encoding="utf-8"), raw, renumber)
+    return written | {file.name: None for pattern in _LEFT_OUT for file in folder.glob(pattern)}
+
+
+def has_tokenizer(folder: str | Path) -> bool:
+    """Whether a folder holds a tokenizer in any form."""
+    return any(file.is_file() for name in (TOKENIZER, "vocab.json", *_LEFT_OUT) for file in Path(folder).glob(name))
+
+
+def shared_words(whole: str | Path, part: str | Path) -> Int[np.ndarray, "kept"] | None:
+    """The ids that were kept when one folder's tokenizer was trimmed to another's; None if it was not, or lost none."""
+    found = [read_json(Path(folder) / TOKENIZER) for folder in (whole, part)]
+    if not all(raw and (raw.get("model") or {}).get("type") in ("BPE", "Unigram") for raw in found):
+        return None
+    one, other = (raw for raw in found if raw)
+    kept = trimmed_from(one, other)
+    return None if kept is None or not trims(kept, read_vocabulary(one).size) else kept
+
+
+def trimmed_from(whole: Mapping[str, Any], part: Mapping[str, Any]) -> Int[np.ndarray, "kept"] | None:
+    """The kept ids with which one `tokenizer.json` was trimmed to another; None if it was not.
+
+    Args:
+        whole: the one, whole.
+        part: the other.
+    """
+    one, other = read_vocabulary(whole), read_vocabulary(part)
+    ids = [one.ids.get(word, -1) for word, _ in sorted(other.ids.items(), key=lambda item: item[1])]
+    kept = np.array(ids, np.int32)
+    if other.kind != one.kind or other.size != len(ids) or kept.min(initial=0) < 0 or (np.diff(kept) <= 0).any():
+        return None
+    made = _tokenizer(whole, renumbering(kept, one.size))
+    same = (read_vocabulary(made).merges, made["model"]["vocab"]) == (other.merges, part["model"]["vocab"])
+    return kept if same and all(made.get(key) == part.get(key) for key in ("normalizer", "pre_tokenizer")) else None
+
+
+def renumbering(kept: Int[np.ndarray, "kept"], vocab: int) -> Renumber:
+    """A function from old to new ids: None for one that is gone; ids outside of the table stay as they are."""
+    new = {old: number for number, old in enumerate(kept.tolist())}
+    return lambda number: new.get(number) if 0 <= number < vocab else number
+
+
+def renumber_ids(found: Mapping[str, Any], renumber: Renumber, file: str) -> dict[str, Any]:
+    """A config.json or generation_config.json with new ids.
+
+    Raises:
+        UserError: an id that it names is gone.
+    """
+    changed = dict(found)
+    for key, value in found.items():
+        if key.endswith(("_token_id", "_token_ids")) or key == "force_words_ids":
+            changed[key] = _ids(value, renumber, f"{file}: {key}")
+        elif key in _FORBIDDEN and isinstance(value, list):
+            changed[key] = [_ids(entry, renumber, file) for entry in value if _all_stay(entry, renumber)]
+        elif key == "forced_decoder_ids" and isinstance(value, list):
+            changed[key] = [[place, _ids(number, renumber, f"{file}: {key}")] for place, number in value]
+        elif key == "sequence_bias" and isinstance(value, list):
+            changed[key] = [[_ids(row, renumber, f"{file}: {key}"), bias] for row, bias in value]
+    return changed
+
+
+def named_ids(folder: str | Path, vocab: int) -> set[int]:
+    """Ids below `vocab` that the configs of a folder name, which a trimmed vocabulary has to keep."""
+    folder = Path(folder)
+    named: set[int] = set()
+
+    def note(number: int) -> int:
+        if 0 <= number < vocab:
+            named.add(number)
+        return number
+
+    for name in (CONFIG, GENERATION):
+        found = read_json(folder / name) or {}
+        renumber_ids({key: value for key, value in found.items() if key not in _FORBIDDEN}, note, name)
+    settings = read_json(folder / SETTINGS) or {}
+    _settings(settings, note)
+    ids = read_vocabulary(read_tokenizer(folder)).ids
+    for key, value in settings.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if key.endswith("_token") and isinstance(text, str) and text in ids:
+            note(ids[text])
+    return named
+
+
+def read_tokenizer(folder: str | Path) -> dict[str, Any]:
+    """The `tokenizer.json` of a folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    raw = read_json(Path(folder) / TOKENIZER)
+    if raw is None:
+        raise UserError(f"{folder}: has no tokenizer.json, which is what can be trimmed; save one with transformers")
+    return raw
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is no such file.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: not a JSON object")
+    return found
+
+
+def _ids(value: Any, renumber: Renumber, where: str) -> Any:
+    """An id, or lists of them, in new numbers; whatever else stays."""
+    if isinstance(value, list):
+        return [_ids(one, renumber, where) for one in value]
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    number = renumber(value)
+    if number is None:
+        raise UserError(f"{where} names id {value}, which the plan does not keep; add it to kept.vocab")
+    return number
+
+
+def _all_stay(entry: Any, renumber: Renumber) -> bool:
+    return all(renumber(number) is not None for number in (entry if isinstance(entry, list) else [entry]))
+
+
+def _words(found: Mapping[str, Any], renumber: Renumber) -> dict[str, int]:
+    """A vocabulary without the words that are gone, by new id."""
+    words = {word: number for word, old in found.items() if (number := renumber(old)) is not None}
+    return dict(sorted(words.items(), key=lambda item: item[1]))
+
+
+def _tokenizer(raw: Mapping[str, Any], renumber: Renumber) -> dict[str, Any]:
+    model = dict(raw["model"])
+    if read_vocabulary(raw).kind == "BPE":
+        model["vocab"] = words = _words(model["vocab"], renumber)
+        model["merges"] = [merge for merge in model["merges"] if _stays(pair_of(merge), words)]
+    else:
+        model["vocab"] = [piece for number, piece in enumerate(model["vocab"]) if renumber(number) is not None]
+        if model.get("unk_id") is not None:
+            model["unk_id"] = renumber(model["unk_id"])
+    added = [{**token, "id": renumber(token["id"])} for token in raw.get("added_tokens") or []]
+    changed = {**raw, "model": model, "added_tokens": added}
+    if raw.get("post_processor"):
+        changed["post_processor"] = _post_processor(raw["post_processor"], renumber)
+    if raw.get("padding"):
+        changed["padding"] = {**raw["padding"], "pad_id": _ids(raw["padding"]["pad_id"], renumber, TOKENIZER)}
+    return changed
+
+
+def _stays(pair: tuple[str, str], words: Mapping[str, int]) -> bool:
+    return pair[0] in words and pair[1] in words and pair[0] + pair[1] in words
+
+
+def _post_processor(part: Mapping[str, Any], renumber: Renumber) -> dict[str, Any]:
+    """What puts special tokens around a text: by name and id."""
+    where = f"{TOKENIZER}: post_processor"
+    changed = dict(part)
+    if "processors" in part:
+        changed["processors"] = [_post_processor(inner, renumber) for inner in part["processors"]]
+    if "special_tokens" in part:
+        changed["special_tokens"] = {
+            name: {**token, "ids": _ids(token["ids"], renumber, where)}
+            for name, token in part["special_tokens"].items()
+        }
+    for key in ("sep", "cls"):  # of RobertaProcessing and BertProcessing: [token, id]
+        if key in part:
+            changed[key] = _ids(part[key], renumber, where)
+    return changed
+
+
+def _settings(found: Mapping[str, Any], renumber: Renumber) -> dict[str, Any]:
+    changed = renumber_ids(found, renumber, SETTINGS)
+    if "added_tokens_decoder" in found:
+        where = f"{SETTINGS}: added_tokens_decoder"
+        changed["added_tokens_decoder"] = {
+            str(_ids(int(number), renumber, where)): token for number, token in found["added_tokens_decoder"].items()
+        }
+    return changed
+
+
+def _merges_file(text: str, raw: Mapping[str, Any], renumber: Renumber) -> str:
+    words = _words(read_vocabulary(raw).words, renumber)
+    lines = text.splitlines()
+    head = lines[:1] if lines and lines[0].startswith("#version") else []
+    stay = [line for line in lines[len(head) :] if line and _stays(pair_of(line), words)]
+    return "\n".join([*head, *stay]) + "\n"
+
+
+def _checked(changed: dict[str, Any], raw: Mapping[str, Any], renumber: Renumber) -> str:
+    """The text of a `tokenizer.json`, if `tokenizers` makes the wanted ids of it.
+
+    It numbers added tokens by its own rules, which agree with a file's ids only if those follow the model's.
+    """
+    text = _text(changed)
+    try:
+        made = tokenizers.Tokenizer.from_str(text).get_vocab(with_added_tokens=True)
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(f"{TOKENIZER}: cannot be trimmed to these words ({error})") from error
+    wanted = _words(read_vocabulary(raw).ids, renumber)
+    if made != wanted:
+        word = next(word for word in {**made, **wanted} if made.get(word) != wanted.get(word))
+        raise UserError(
+            f"{TOKENIZER}: {word!r} would have id {made.get(word)} instead of {wanted.get(word)}; its added tokens "
+            "cannot be renumbered, so this vocabulary cannot be trimmed"
+        )
+    return text
+
+
+def _text(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
