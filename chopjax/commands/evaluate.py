@@ -15,6 +15,7 @@ from chopjax.commands.run import Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
 from chopjax.commands.watch import heldout
+from chopjax.data.tokenize import Tokenizer
 from chopjax.errors import UserError
 from chopjax.evaluate.generate import generate
 from chopjax.evaluate.perplexity import Evaluation, rolling_perplexity
@@ -65,21 +66,21 @@ def read(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def _work(run: Run) -> None:
-    if not run.data.heldout():
+    if not run.student_data.heldout():
         raise UserError("data.heldout_fraction is 0 and no source is held out; hold some text out to evaluate on")
-    teacher = run.load(run.teacher)
+    teacher = run.load_teacher()
     evaluations: dict[str, dict[str, Any]] = {}
     samples = [{"prompt": prompt} for prompt in run.settings.evaluate.prompts]
     for name, checkpoint in _models(run).items():
-        params = teacher if checkpoint is run.teacher else run.load(checkpoint)
-        against = None if checkpoint is run.teacher else teacher
-        found = heldout(run, checkpoint.config, params, against)
+        own = checkpoint is run.teacher
+        config, params = (run.teacher_config, teacher) if own else (checkpoint.config, run.load(checkpoint))
+        found = heldout(run, config, params, None if own else teacher)
         if not math.isfinite(found.nll):
             raise UserError(f"evaluate: the loss of the {name} model is {found.nll}; its weights are broken")
         evaluations[name] = dataclasses.asdict(found)
         if run.settings.evaluate.window:
-            evaluations[name]["rolling_perplexity"] = _rolling(run, checkpoint.config, params).perplexity
-        for sample, text in zip(samples, _texts(run, checkpoint, params), strict=True):
+            evaluations[name]["rolling_perplexity"] = _rolling(run, config, params).perplexity
+        for sample, text in zip(samples, _texts(run, config, params), strict=True):
             sample[name] = text
     if run.writer:
         finite = {name: {key: _finite(value) for key, value in found.items()} for name, found in evaluations.items()}
@@ -99,7 +100,7 @@ def _models(run: Run) -> dict[str, Checkpoint]:
 def _rolling(run: Run, config: ModelConfig, params: dict[str, Any]) -> Evaluation:
     """Perplexity of the held-out text as one stream, each token with at least a window less a stride of context."""
     chosen = run.settings.evaluate
-    every = (rows[index] for rows in run.data.heldout().values() for index in range(len(rows)))
+    every = (rows[index] for rows in run.student_data.heldout().values() for index in range(len(rows)))
     rows = itertools.islice(every, chosen.rows or None)
     stream = np.concatenate([row["tokens"][row["segment_ids"] > 0] for row in rows])
     return rolling_perplexity(
@@ -110,7 +111,7 @@ def _rolling(run: Run, config: ModelConfig, params: dict[str, Any]) -> Evaluatio
         chosen.stride or -(-chosen.window // 2),
         chosen.batch,
         chunk=run.settings.loss.chunk,
-        vocab_tokens=run.tokenizer.vocab,
+        vocab_tokens=run.student_tokenizer.vocab,
         shards=run.constrain.batch_shards,
         constrain=run.constrain,
     )
@@ -122,7 +123,7 @@ def check(run: Run) -> None:
     Raises:
         UserError: an empty prompt, or a window beyond the models' positions.
     """
-    for index, ids in enumerate(_prompts(run)):
+    for index, ids in enumerate(_prompts(run, run.tokenizer)):
         if not ids:
             raise UserError(f"evaluate.prompts[{index}] is empty; give some text, or leave it out")
     window = run.settings.evaluate.window
@@ -131,16 +132,15 @@ def check(run: Run) -> None:
             raise UserError(f"evaluate.window is {window}, but the model has only {model.positions} positions")
 
 
-def _prompts(run: Run) -> list[list[int]]:
-    tokenizer = run.tokenizer
+def _prompts(run: Run, tokenizer: Tokenizer) -> list[list[int]]:
     before = [] if not tokenizer.adds_bos or tokenizer.bos is None else [tokenizer.bos]
     return [before + ids for ids in tokenizer.encode(run.settings.evaluate.prompts)]
 
 
-def _texts(run: Run, checkpoint: Checkpoint, params: dict[str, Any]) -> list[str]:
-    chosen, tokenizer = run.settings.evaluate, run.tokenizer
-    prompts = _prompts(run)
+def _texts(run: Run, config: ModelConfig, params: dict[str, Any]) -> list[str]:
+    chosen, tokenizer = run.settings.evaluate, run.student_tokenizer
+    prompts = _prompts(run, tokenizer)
     ends = () if tokenizer.eos is None else (tokenizer.eos,)
     key = jax.random.key(run.settings.seed)
-    said = generate(checkpoint.config, params, prompts, chosen.new_tokens, chosen.temperature, key, ends)
+    said = generate(config, params, prompts, chosen.new_tokens, chosen.temperature, key, ends)
     return [tokenizer.decode([token for token in tokens if token not in ends]) for tokens in said]

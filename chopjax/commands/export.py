@@ -4,7 +4,7 @@ import functools
 import os
 from typing import Any
 
-from chopjax.commands import heal
+from chopjax.commands import heal, vocabulary
 from chopjax.commands import plan as planning
 from chopjax.commands.run import Run, begin
 from chopjax.commands.settings import Settings
@@ -40,6 +40,7 @@ def _work(run: Run) -> None:
     steps, params = heal.trained_params(run)
     dtype = None if chosen.dtype == "source" else chosen.dtype
     note = target_family(run.source.family, config)[1]
+    notes = [*([note] if note else []), *vocabulary.trimming(run.source, run.plan).notes]
     card = model_card(
         run.settings.source,
         config,
@@ -47,9 +48,10 @@ def _work(run: Run) -> None:
         planning.describe(run.plan),
         _training(run, steps),
         _losses(run),
-        [note] if note else [],
+        notes,
     )
-    note = export_params(run.export_folder, params, config, run.source, dtype, chosen.max_shard, card)
+    # Like the student, which has the tokenizer and the ids that belong to its words.
+    export_params(run.export_folder, params, config, run.student, dtype, chosen.max_shard, card)
     run.say(f"export: {run.export_folder}" + (f" ({note})" if note else ""))
 
 
@@ -58,7 +60,7 @@ def _training(run: Run, steps: int) -> dict[str, Any]:
     terms = {"next-token loss": settings.loss.next_token, "KL to the teacher": settings.loss.kl}
     return {
         "steps": steps,
-        "tokens": steps * settings.train.batch * run.data.length,
+        "tokens": steps * settings.train.batch * run.student_data.length,
         "loss": " + ".join(f"{weight:g} · {term}" for term, weight in terms.items() if weight),
         "teacher": settings.teacher or settings.source if settings.loss.kl else "none",
         "learning rate": settings.optimizer.schedule.learning_rate,

@@ -120,7 +120,7 @@ def _train_phase(run: Run, phase: Phase) -> TrainState:
             batches.set_state(restored.position)
         else:
             batches.seek(done * run.settings.train.batch)
-        teacher = run.load(run.teacher) if phase.loss.kl else None
+        teacher = run.load_teacher() if phase.loss.kl else None
         step = _compiled(run, phase, optimizer, teacher)
         with Watch(run, phase, checkpoints, batches, teacher, done) as watch:
             return train(step, state, teacher, batches, run.mesh, phase.until, watch.after)
@@ -128,9 +128,8 @@ def _train_phase(run: Run, phase: Phase) -> TrainState:
 
 def _compiled(run: Run, phase: Phase, optimizer: optax.GradientTransformation, teacher: Any) -> jax.stages.Wrapped:
     chosen = run.settings.train
-    models = Models(
-        phase.config, run.teacher.config if teacher is not None else None, run.tokenizer.vocab, run.constrain
-    )
+    teacher_config = run.teacher_config if teacher is not None else None
+    models = Models(phase.config, teacher_config, run.student_tokenizer.vocab, run.constrain)
     how = StepConfig(chosen.accumulate, chosen.compute_dtype, chosen.remat)
     step = make_step(models, phase.loss, how, optimizer, make_schedule(_optimizer_config(run).schedule))
     shardings = state_shardings(phase.config, optimizer, run.mesh, run.fallbacks)
@@ -156,7 +155,7 @@ def _abstract_state(run: Run, config: ModelConfig, optimizer: optax.GradientTran
 
 def _batches(run: Run) -> Batches:
     return Batches(
-        run.data.mixture(),
+        run.student_data.mixture(),
         run.settings.train.batch,
         run.settings.seed,
         process_index=jax.process_index(),
@@ -173,7 +172,8 @@ def _checkpoints(run: Run, folder: str) -> Checkpoints:
 
 def _identity(run: Run) -> dict[str, Any]:
     """All that decides what is learnt."""
-    return _known(run) | {"rows": [part.digest for part in run.data.parts]}
+    found = _known(run) | {"rows": [part.digest for part in run.student_data.parts]}
+    return found | ({"tokenizer": run.student_tokenizer.digest} if run.trimmed else {})
 
 
 def _known(run: Run) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """One run: its settings, its workdir, and what several commands open of both, each opened once and when needed."""
 
+import dataclasses
 import fcntl
 import functools
 import os
@@ -13,23 +14,30 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from chopjax import files
+from chopjax.axes import flatten, unflatten
+from chopjax.chop.apply import chop_config, gather
 from chopjax.chop.plan import Plan
 from chopjax.commands import settings
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage, Stages
 from chopjax.data.checks import check_tokenizers
+from chopjax.data.config import DataConfig
 from chopjax.data.manifest import Manifest
 from chopjax.data.prepare import prepare_or_open
 from chopjax.data.tokenize import Tokenizer, load_tokenizer
 from chopjax.errors import UserError
 from chopjax.hf.checkpoint import Checkpoint, open_checkpoint
 from chopjax.hf.reading import load_params
+from chopjax.hf.trimmed import shared_words
+from chopjax.hf.vocabulary import trims
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import declare
 from chopjax.sharding import rules
 from chopjax.sharding.mesh import Constrain, join_processes, make_mesh, param_shardings
 
-PLAN, STUDENT, EXPORT = "plan.json", "student", "export"
+PLAN, STUDENT, STUDENT_ROWS, EXPORT = "plan.json", "student", "student_rows", "export"
+# The scores that DimCHOP ends with when it is pooled, by axis.
+DIMCHOP = "dimchop.safetensors"
 
 
 class Run:
@@ -84,18 +92,52 @@ class Run:
         """The teacher: the source itself unless another is named.
 
         Raises:
-            UserError: its tokenizer is not the source's.
+            UserError: its tokenizer is neither the source's nor one of which the source's was trimmed.
         """
         if self.settings.teacher in ("", self.settings.source):
             return self.source
         teacher = open_checkpoint(self.settings.teacher)
-        check_tokenizers(load_tokenizer(teacher.folder).digest, self.tokenizer.digest)
+        digest = load_tokenizer(teacher.folder).digest
+        if digest != self.tokenizer.digest and shared_words(teacher.folder, self.source.folder) is None:
+            check_tokenizers(digest, self.tokenizer.digest)
         return teacher
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The source's tokenizer, which is the student's too."""
+        """The source's tokenizer."""
         return load_tokenizer(self.source.folder)
+
+    @functools.cached_property
+    def trimmed(self) -> bool:
+        """Whether words of the source's tokenizer go; known from the settings, before there is a plan."""
+        chosen = self.settings.plan
+        if chosen.file:
+            plan = Plan.from_json(pathlib.Path(chosen.file).read_text(encoding="utf-8"))
+            return trims(plan.kept.get("vocab"), self.tokenizer.vocab)
+        return 0 < chosen.vocab < self.tokenizer.vocab
+
+    @functools.cached_property
+    def student_tokenizer(self) -> Tokenizer:
+        """The student's tokenizer, which is the source's unless its vocabulary is trimmed."""
+        return load_tokenizer(self.student.folder) if self.trimmed else self.tokenizer
+
+    @functools.cached_property
+    def _teacher_cut(self) -> Plan:
+        """The teacher with the student's words alone, so that ids mean the same and a softmax is over the same words.
+
+        What is left of a distribution after the cut is that distribution, renormalised over the words that stay.
+        """
+        words = None if self.teacher is self.source else shared_words(self.teacher.folder, self.source.folder)
+        if self.trimmed:
+            kept = self.plan.kept["vocab"]
+            kept = kept[kept < self.tokenizer.vocab]
+            words = kept if words is None else words[kept]
+        return Plan(dict(self.teacher.config.sizes), {} if words is None else {"vocab": words})
+
+    @functools.cached_property
+    def teacher_config(self) -> ModelConfig:
+        """The teacher as the student sees it, with the student's words alone; see `load_teacher`."""
+        return chop_config(self.teacher.config, self._teacher_cut)
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -118,13 +160,22 @@ class Run:
 
     @functools.cached_property
     def data(self) -> Manifest:
-        """The rows, prepared now if they are not there yet by process 0 alone."""
+        """The rows in the source's tokens, prepared now if they are not there yet by process 0 alone."""
+        return self._prepared(self.source, self.settings.data, "rows")
+
+    @functools.cached_property
+    def student_data(self) -> Manifest:
+        """The rows that the student learns and is judged on: the same documents, in its own tokens if it has such."""
+        if not self.trimmed:
+            return self.data
+        return self._prepared(self.student, dataclasses.replace(self.settings.data, rows=""), STUDENT_ROWS)
+
+    def _prepared(self, model: Checkpoint, chosen: DataConfig, name: str) -> Manifest:
         if not self.writer:
             self.barrier()
-        config = self.source.config
-        chosen, folder = self.settings.data, self.workdir / "rows"
+        config, folder = model.config, self.workdir / name
         manifest = prepare_or_open(
-            chosen, self.source.folder, folder, positions=config.positions, vocab=config.vocab, say=self.say
+            chosen, model.folder, folder, positions=config.positions, vocab=config.vocab, say=self.say
         )
         if self.writer:
             self.barrier()
@@ -181,6 +232,18 @@ class Run:
         """A checkpoint's parameters on the mesh, in the compute dtype unless another is given."""
         shardings = param_shardings(checkpoint.config, self.mesh, self.fallbacks)
         return load_params(checkpoint, shardings, dtype or self.compute_dtype)
+
+    def load_teacher(self) -> dict[str, Any]:
+        """The teacher's parameters on the mesh, in the compute dtype, with the student's words alone."""
+        params, cut = flatten(self.load(self.teacher)), self._teacher_cut
+        if cut.kept:
+            self.check_mesh(self.teacher_config)
+            shardings = flatten(param_shardings(self.teacher_config, self.mesh, self.fallbacks))
+            for path, leaf in declare(self.teacher.config).items():
+                if "vocab" in leaf.axes:
+                    taken = functools.partial(gather, leaf=leaf, plan=cut)
+                    params[path] = jax.jit(taken, out_shardings=shardings[path])(params[path])
+        return unflatten(params)
 
     @functools.cached_property
     def source_print(self) -> str:

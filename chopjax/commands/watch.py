@@ -81,7 +81,7 @@ class Watch:
             line |= self._figures(step, to_host(metrics))
         heldout_figures: dict[str, float] = {}
         # In this order: asking for the held-out rows opens their files.
-        if due(step, chosen.evaluate_every, last) and self._run.data.heldout():
+        if due(step, chosen.evaluate_every, last) and self._run.student_data.heldout():
             heldout_figures = self._heldout(state)
             line |= heldout_figures
         if line:
@@ -92,7 +92,7 @@ class Watch:
             self._checkpoints.save(step, state, self._batches.get_state(), heldout_figures)
 
     def _tokens(self, steps: int) -> int:
-        return steps * self._run.settings.train.batch * self._run.data.length
+        return steps * self._run.settings.train.batch * self._run.student_data.length
 
     def _figures(self, step: int, values: dict[str, float]) -> dict[str, Any]:
         now = time.monotonic()
@@ -112,8 +112,8 @@ class Watch:
 
 def training_flops(run: Run, phase: Phase) -> float:
     """FLOPs that training on one token takes: three forward passes of the student, one of the teacher."""
-    length = run.data.length
-    teacher = flops_per_token(run.teacher.config, length) if phase.loss.kl else 0.0
+    length = run.student_data.length
+    teacher = flops_per_token(run.teacher_config, length) if phase.loss.kl else 0.0
     return 3 * flops_per_token(phase.config, length) + teacher
 
 
@@ -122,14 +122,14 @@ def heldout(run: Run, config: ModelConfig, params: dict[str, Any], teacher: Any 
     chosen = run.settings.evaluate
     params = jax.tree.map(lambda p: p.astype(run.compute_dtype), params)
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    batches = one_pass(list(run.data.heldout().values()), chosen.batch, limit=chosen.rows, **share)
+    batches = one_pass(list(run.student_data.heldout().values()), chosen.batch, limit=chosen.rows, **share)
     return evaluate_rows(
         config,
         params,
         (place_batch(run.mesh, batch) for batch in batches),
-        teacher=(run.teacher.config, teacher) if teacher is not None else None,
+        teacher=(run.teacher_config, teacher) if teacher is not None else None,
         chunk=run.settings.loss.chunk,
-        vocab_tokens=run.tokenizer.vocab,
+        vocab_tokens=run.student_tokenizer.vocab,
         shards=run.constrain.batch_shards,
         constrain=run.constrain,
     )
