@@ -100,10 +100,11 @@ def _grouped(similarity: Float[np.ndarray, "kv_heads kv_heads"], members: int) -
     while left:
         group: list[int] = []
         if members > 1:
-            group = list(max(((a, b) for a in left for b in left if a < b), key=lambda pair: similarity[pair]))
+            pairs = [(a, b) for a in left for b in left if a < b]
+            group = list(max(pairs, key=lambda pair: float(similarity[pair[0], pair[1]])))
         rest = [head for head in left if head not in group]
         while len(group) < members:
-            joins = max(rest, key=lambda head: similarity[head, group].sum())
+            joins = max(rest, key=lambda head: float(similarity[head, group].sum()))
             group.append(joins)
             rest.remove(joins)
         groups.append(sorted(group))
