@@ -73,7 +73,7 @@ def make_space(config: SearchConfig, source: ModelConfig, mesh: Mapping[str, int
     """
     choices = {axis: _choices(axis, config, source, mesh or {}) for axis in CHOICES}
     if config.mlp_factor:
-        pairs = _mlp_by_factor(config, source, choices["embed"])
+        pairs = _mlp_by_factor(config, source, mesh or {}, choices["embed"])
         choices["mlp"] = tuple(sorted({mlp for _, mlp in pairs}, reverse=True))
     else:
         pairs = list(itertools.product(choices["embed"], choices["mlp"]))
@@ -135,9 +135,11 @@ def _kv_heads(source: ModelConfig) -> list[int]:
     return list(range(by, whole + 1, by))
 
 
-def _mlp_by_factor(config: SearchConfig, source: ModelConfig, embeds: tuple[int, ...]) -> list[tuple[int, int]]:
+def _mlp_by_factor(
+    config: SearchConfig, source: ModelConfig, mesh: Mapping[str, int], embeds: tuple[int, ...]
+) -> list[tuple[int, int]]:
     """Pairs of widths, largest first: each factor times each `embed`, down to a multiple, up to the source's `mlp`."""
-    by = step("mlp", config, source, {})
+    by = step("mlp", config, source, mesh)
     found = {(embed, int(round(factor * embed, 6)) // by * by) for embed in embeds for factor in config.mlp_factor}
     pairs = sorted(((embed, mlp) for embed, mlp in found if 0 < mlp <= source.mlp), reverse=True)
     if not pairs:
