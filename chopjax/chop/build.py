@@ -30,6 +30,7 @@ LAYER_SCORE: Mapping[str, str] = {
     "magnitude": "layers",
     "random": "layers",
     "angular": "blocks",
+    "angular_last_token": "blocks",
     "leave_block_out": "blocks",
     "greedy": "removed",
 }
@@ -40,7 +41,8 @@ _SAID = {
     "taylor": "least first-order change of the loss",
     "magnitude": "smallest weights",
     "random": "by chance",
-    "angular": "the contiguous block with the least angular distance between its ends (Gromov et al.)",
+    "angular": "the contiguous block with the least angular distance between its ends",
+    "angular_last_token": "the contiguous block with the least angular distance at the last token (Gromov et al.)",
     "leave_block_out": "the contiguous block without which the {metric} loss is lowest (Minitron in practice)",
     "greedy": "one at a time, each time the one without which the {metric} loss is lowest",
 }

@@ -9,7 +9,8 @@ from chopjax.errors import UserError
 Layout = Literal["max_gap", "input", "output", "middle", "both", "last"]
 LayersBy = Literal[
     "max_gap", "input", "output", "middle", "both", "last",
-    "block_importance", "angular", "leave_one_out", "leave_block_out", "greedy", "taylor", "magnitude", "random",
+    "block_importance", "angular", "angular_last_token", "leave_one_out", "leave_block_out", "greedy",
+    "taylor", "magnitude", "random",
 ]  # fmt: skip
 WidthsBy = Literal["activation", "taylor", "magnitude", "random"]
 Aggregation = Literal["mean", "l2", "var"]
@@ -23,9 +24,11 @@ class PlanConfig:
     Attributes:
         layers_by: which layers go, when `remove_layers` says how many. A layout of Just CHOP (section 3): `max_gap`,
             `input`, `output`, `middle`, `both`; `last` drops the end. By score: `block_importance` (ShortGPT),
-            `angular` (the contiguous block of Gromov et al.), `leave_one_out` (the loss without each layer, Minitron),
-            `leave_block_out` (the contiguous block whose loss by `metric` is lowest, Minitron in practice), `greedy`
-            (one at a time, scored again after each), `taylor`, `magnitude`, `random`.
+            `angular` (the contiguous block with the least angle between its ends, over all tokens),
+            `angular_last_token` (over the last token of each row alone, as in Gromov et al.), `leave_one_out` (the loss
+            without each layer, Minitron), `leave_block_out` (the contiguous block without which the loss by `metric` is
+            lowest, Minitron in practice), `greedy` (one at a time, scored again after each), `taylor`, `magnitude`,
+            `random`.
         remove_layers: number of layers to remove.
         layers: the kept layers themselves, numbered from 0, ascending; instead of `remove_layers`.
         metric: what the loss-based criteria minimise: `next_token`, `kl` (to the uncut model), or `module:function`, a

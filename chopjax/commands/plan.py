@@ -4,14 +4,12 @@ import functools
 import pathlib
 from typing import Any
 
-import numpy as np
-
 from chopjax import files
-from chopjax.axes import AROUND
 from chopjax.chop.apply import chop_config
-from chopjax.chop.build import Scores, axes_to_score, build_plan
+from chopjax.chop.build import WIDTHS, Scores, build_plan
+from chopjax.chop.config import PlanConfig
 from chopjax.chop.plan import Plan, check_source
-from chopjax.commands import score
+from chopjax.commands import evidence, score, search
 from chopjax.commands.run import PLAN, Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
@@ -26,20 +24,23 @@ STAGE = Stage("plan", (PLAN,))
 
 def main(chosen: Settings) -> None:
     """Makes the plan, and the scores that it needs."""
-    run = begin(chosen)
-    if score.needed(run):
-        score.make(run)
-    make(run)
+    make(begin(chosen))
 
 
 def make(run: Run) -> None:
     """Writes the plan, checked against the source, the mesh and what stock transformers loads.
 
+    Before it come the scores that it needs, the search for its sizes, and the losses without layers that it goes by.
+
     Raises:
         UserError: a plan that no model, mesh or stock class could follow.
     """
-    scores = {"scores": run.stages.digest("score")} if score.needed(run) else {}
-    run.stage(STAGE, inputs(run) | scores, functools.partial(_work, run))
+    needed = score.needed(run)
+    if needed:
+        score.make(run)
+    wanted = search.make(run) if run.settings.search.wanted else run.settings.plan
+    before = {"scores": run.stages.digest("score"), "sizes": _sizes(wanted)} if needed else {}
+    run.stage(STAGE, inputs(run) | before, functools.partial(_work, run, wanted))
     note = _check(run, run.plan)
     student = chop_config(run.source.config, run.plan)
     run.say(f"plan: {count(run.source.config):,} -> {count(student):,} parameters")
@@ -53,11 +54,14 @@ def check(run: Run) -> None:
     """Says what is wrong with the plan before anything slow starts: which sizes it keeps does not depend on scores.
 
     Raises:
-        UserError: as `make`.
+        UserError: as `make`, or nothing meets the budgets of the search.
     """
-    sizes = run.source.config.sizes
-    axes = axes_to_score(run.settings.plan, sizes)
-    _check(run, _build(run, {axis: np.zeros([sizes[name] for name in (*AROUND[axis], axis)]) for axis in axes}))
+    search.check(run)
+    if run.settings.plan.file:
+        _check(run, _read(pathlib.Path(run.settings.plan.file)))
+    else:
+        wanted = run.settings.plan
+        _check(run, _build(run, wanted, evidence.placeholders(run, wanted)))
 
 
 def inputs(run: Run) -> dict[str, Any]:
@@ -68,7 +72,7 @@ def inputs(run: Run) -> dict[str, Any]:
         if not pathlib.Path(file).is_file():
             raise UserError(f"plan.file: {file} is no file; name a plan.json")
         return inputs | {"plan.file (contents)": files.fingerprint(file)}
-    return inputs | (run.settings.dotted("score") if score.needed(run) else {})
+    return inputs | (run.settings.dotted("score", "search") if score.needed(run) else {})
 
 
 def describe(plan: Plan) -> list[str]:
@@ -81,18 +85,22 @@ def describe(plan: Plan) -> list[str]:
     ]
 
 
-def _work(run: Run) -> None:
-    plan = _build(run, score.read(run) if score.needed(run) else {})
+def _work(run: Run, wanted: PlanConfig) -> None:
+    if run.settings.plan.file:
+        plan = _read(pathlib.Path(run.settings.plan.file))
+    else:
+        plan = _build(run, wanted, evidence.scores_for(run, wanted))
     _check(run, plan)
     if run.writer:
         files.write_text(run.workdir / PLAN, plan.to_json() + "\n")
 
 
-def _build(run: Run, scores: Scores) -> Plan:
-    chosen = run.settings.plan
-    if chosen.file:
-        return _read(pathlib.Path(chosen.file))
-    return build_plan(chosen, run.source.config.sizes, scores, run.settings.source)
+def _build(run: Run, wanted: PlanConfig, scores: Scores) -> Plan:
+    return build_plan(wanted, run.source.config.sizes, scores, run.settings.source, run.settings.score.rows)
+
+
+def _sizes(wanted: PlanConfig) -> dict[str, int]:
+    return {name: getattr(wanted, name) for name in ("remove_layers", *WIDTHS)}
 
 
 def _read(file: pathlib.Path) -> Plan:

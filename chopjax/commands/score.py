@@ -1,23 +1,32 @@
-"""Forward passes over calibration rows: scores for the axes whose kept indices are chosen by score."""
+"""Passes over calibration rows: the statistics from which units are ranked, in one portable file."""
 
 import functools
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from jaxtyping import Array
 
-from chopjax import files
-from chopjax.chop.build import Scores, axes_to_score
+from chopjax.chop.build import axes_to_score, layers_by_score
+from chopjax.chop.config import PlanConfig
+from chopjax.commands import calibration
 from chopjax.commands.run import Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
-from chopjax.data.batches import one_pass
-from chopjax.score.activations import finish, score_sums
-from chopjax.sharding.mesh import place_batch, replicated
+from chopjax.models.decoder import Params
+from chopjax.score.activations import score_sums
+from chopjax.score.file import HALVES, ScoreFile
+from chopjax.score.removal import LossMetric, leave_out
+from chopjax.score.stability import split_half, too_few
+from chopjax.score.weights import taylor_sums
+from chopjax.sharding.mesh import replicated
 
 STAGE = Stage("score", ("scores",))
-SUMS = "sums.safetensors"
+FILE = "scores.safetensors"
+
+Sums = dict[str, np.ndarray]
 
 
 def main(chosen: Settings) -> None:
@@ -26,43 +35,125 @@ def main(chosen: Settings) -> None:
 
 
 def make(run: Run) -> None:
-    """Writes summed statistics, float32, and where they are from; skipped if they are there already."""
-    inputs = run.settings.dotted("score") | {
-        "source": run.source_print,
-        "rows": [part.digest for part in run.data.parts],
-        "data.length": run.data.length,
-        "train.compute_dtype": run.settings.train.compute_dtype,
-    }
-    run.stage(STAGE, inputs, functools.partial(_work, run))
+    """Writes the score file, unless it is there already, and says how far its rankings can be trusted.
+
+    Raises:
+        UserError: a score file of another model.
+    """
+    run.stage(STAGE, inputs(run), functools.partial(_work, run))
+    found = read(run).sums
+    chosen = run.settings.plan
+    stability = split_half(found, chosen.over_batch, chosen.over_sequence)
+    run.say("score: split-half rank correlation: " + ", ".join(f"{axis} {r:.3f}" for axis, r in stability.items()))
+    for line in too_few(stability):
+        run.say(f"score: warning: {line}")
 
 
 def needed(run: Run) -> bool:
     """Whether the plan asks for any score."""
-    return not run.settings.plan.file and bool(axes_to_score(run.settings.plan, run.source.config.sizes))
+    chosen = run.settings.plan
+    if chosen.file:
+        return False
+    trimmed = 0 < chosen.vocab < run.tokenizer.vocab
+    scored = axes_to_score(chosen, run.source.config.sizes) or layers_by_score(chosen)
+    return bool(scored or trimmed or run.settings.search.wanted)
 
 
-def read(run: Run) -> Scores:
-    """The scores that `make` wrote."""
-    return finish(load_file(run.workdir / "scores" / SUMS))
+def read(run: Run) -> ScoreFile:
+    """The score file that `make` wrote."""
+    return ScoreFile.load(run.workdir / "scores" / FILE)
+
+
+def inputs(run: Run) -> dict[str, Any]:
+    """What decides the scores."""
+    found = run.settings.dotted("score") | {"source": run.source_print, "statistics": sorted(passes(run.settings.plan))}
+    found["rows"] = [part.digest for part in run.data.parts]
+    for name in ("data.length", "train.compute_dtype", "seed"):
+        found[name] = run.settings.dotted()[name]
+    return found
+
+
+def passes(wanted: PlanConfig) -> dict[str, bool]:
+    """The passes besides that of activations, which is always made, that a plan's criteria ask for."""
+    criteria = {wanted.widths_by, wanted.layers_by if layers_by_score(wanted) else ""}
+    by_loss = wanted.metric in get_args(LossMetric)
+    asked = {"taylor": "taylor" in criteria, f"without_one/{wanted.metric}": by_loss and "leave_one_out" in criteria}
+    return {name: True for name, needed in asked.items() if needed}
 
 
 def _work(run: Run) -> None:
+    scored = _merged(run) if run.settings.score.files else _scored(run)
+    if run.writer:
+        folder = run.workdir / "scores"
+        folder.mkdir(parents=True, exist_ok=True)
+        scored.save(folder / FILE)
+
+
+def _merged(run: Run) -> ScoreFile:
+    """The files that the config names, added up."""
+    names = run.settings.score.files
+    found = [ScoreFile.load(name) for name in names]
+    for one, name in zip(found, names, strict=True):
+        one.check_model(run.source_print, name)
+    return ScoreFile.merge(found, names)
+
+
+def _scored(run: Run) -> ScoreFile:
     run.check_mesh(run.source.config)
-    chosen, parts = run.settings.score, [rows for rows, _ in run.data.mixture()]
     params = run.load(run.source)
     sums_of = functools.partial(score_sums, run.source.config, constrain=run.constrain)
     # Whole on every process: else those of a `tensor` axis that spans processes could not be written.
     step = jax.jit(sums_of, out_shardings=replicated(run.mesh))
-    total: dict[str, jax.Array] | None = None
-    rows = 0
-    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    for batch in one_pass(parts, chosen.batch, limit=chosen.rows, **share):
-        sums = step(params, place_batch(run.mesh, batch))
-        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-        rows += chosen.batch
-    folder = run.workdir / "scores"
-    if run.writer:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: np.asarray(value) for name, value in (total or {}).items()}, folder / SUMS)
-        provenance = {"rows": min(rows, chosen.rows), "length": run.data.length, "source": run.settings.source}
-        files.write_json(folder / "scores.json", provenance)
+    totals = summed(run, lambda batch, number: step(params, calibration.rows_of(batch), batch["half"]))
+    for name in passes(run.settings.plan):
+        if name == "taylor":
+            totals |= _taylor(run, params)
+        else:
+            metric: Any = name.rpartition("/")[2]
+            batches = calibration.calibration(run)
+            totals |= leave_out(run.source.config, params, batches, 1, metric, **loss_options(run))
+    return ScoreFile(
+        sums=totals,
+        model=run.source_print,
+        data=(calibration.said(run),),
+        sizes=run.source.config.sizes,
+        source=run.settings.source,
+        dtype=str(run.compute_dtype),
+        length=run.data.length,
+    )
+
+
+def _taylor(run: Run, params: Params) -> Sums:
+    sums_of = functools.partial(taylor_sums, run.source.config, **loss_options(run))
+    step = jax.jit(sums_of, out_shardings=replicated(run.mesh))
+    return summed(run, lambda batch, number: step(params, batch, jnp.int32(number % HALVES)))
+
+
+def loss_options(run: Run) -> dict[str, Any]:
+    """How losses are computed on this run's mesh."""
+    return {
+        "chunk": run.settings.loss.chunk,
+        "vocab_tokens": run.tokenizer.vocab,
+        "shards": run.constrain.batch_shards,
+        "constrain": run.constrain,
+    }
+
+
+def summed(run: Run, sums_of: Callable[[calibration.Batch, int], Mapping[str, Array]]) -> Sums:
+    """Sums over all calibration batches, in float64 (integers in int64) on the host."""
+    totals: Sums = {}
+    previous: Mapping[str, Array] = {}
+    # Reading sums waits for their batch, so that at most two batches are under way at a time.
+    for number, batch in enumerate(calibration.calibration(run)):
+        found = sums_of(batch, number)
+        _add(totals, previous)
+        previous = found
+    _add(totals, previous)
+    return totals
+
+
+def _add(totals: Sums, sums: Mapping[str, Array]) -> None:
+    for name, value in sums.items():
+        host = np.asarray(value)
+        wide = host.astype(np.int64 if host.dtype.kind in "iu" else np.float64)
+        totals[name] = totals[name] + wide if name in totals else wide

@@ -15,12 +15,14 @@ from typing import Any
 
 from chopjax import checks, files
 from chopjax.chop.config import PlanConfig
+from chopjax.chop.dimchop_config import DimChopConfig
 from chopjax.data.config import DataConfig
 from chopjax.distill.config import LossConfig
 from chopjax.errors import UserError
 from chopjax.evaluate.config import EvaluateConfig
 from chopjax.hf.config import ExportConfig
 from chopjax.score.config import ScoreConfig
+from chopjax.search.config import SearchConfig
 from chopjax.sharding.rules import MeshConfig
 from chopjax.train.config import OptimizerConfig, TrainConfig
 
@@ -62,6 +64,8 @@ class Settings:
     rounds: tuple[dict[str, Any], ...] = ()
     score: ScoreConfig = ScoreConfig()
     plan: PlanConfig = PlanConfig()
+    search: SearchConfig = SearchConfig()
+    dimchop: DimChopConfig = DimChopConfig()
     loss: LossConfig = LossConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()

@@ -26,8 +26,6 @@ def flow(chosen: Settings) -> None:
     _check(run)
     run.begin()
     prepare_data.describe(run)
-    if score.needed(run):
-        score.make(run)
     plan.make(run)
     chop.make(run)
     heal.make(run)

@@ -10,15 +10,18 @@ class ScoreConfig:
     """Forward passes over calibration text.
 
     Attributes:
-        rows: packed rows of calibration text to read.
+        rows: packed rows of calibration text to read, sources mixed by weight.
+        skip: rows of the mixture to pass over first, so that several hosts can score different rows.
         batch: rows in one forward pass, over all devices.
-        files: score files, of this model, that are added up instead of passing over text: from other hosts, other
+        files: score files of this model that are added up instead of passing over text: from other hosts, other
             domains or earlier runs.
     """
 
     rows: int = 64
+    skip: int = 0
     batch: int = 8
     files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         checks.at_least(self, "score", 1, "rows", "batch")
+        checks.at_least(self, "score", 0, "skip")

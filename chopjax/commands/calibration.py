@@ -1,0 +1,64 @@
+"""The calibration rows that scores, candidates and fits are made on: rows of the shuffled mixture."""
+
+import math
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int
+
+from chopjax.commands.run import Run
+from chopjax.data.batches import Batches, mixture_digest
+from chopjax.score.file import HALVES
+from chopjax.sharding.mesh import place_batch
+
+Batch = dict[str, Int[Array, "batch length"]]
+
+
+def rows_read(run: Run, rows: int = 0) -> int:
+    """Rows of one reading: as many as asked for, by default `score.rows`, unless there are fewer."""
+    return min(rows or run.settings.score.rows, sum(len(rows) for rows, _ in run.data.mixture()))
+
+
+def said(run: Run, rows: int = 0) -> str:
+    """Which rows they are, as a score file names them; `rows` as in `rows_read`."""
+    first = run.settings.score.skip
+    return f"{mixture_digest(run.data.mixture(), run.settings.seed)}/{first}-{first + rows_read(run, rows)}"
+
+
+def calibration(run: Run, rows: int = 0) -> Iterator[Batch]:
+    """Batches of `score.batch` rows on the mesh, sources mixed by weight; the last is filled up with padding.
+
+    Args:
+        run: says which rows, and how many in a batch.
+        rows: how many in all; 0 for `score.rows`.
+
+    Yields:
+        `tokens`, `segment_ids`, `positions`, int32 [batch, length], and `half` int32 [batch]: of which half of the
+            rows (even, odd) each is.
+    """
+    batch, rows, skip = run.settings.score.batch, rows_read(run, rows), run.settings.score.skip
+    share = batch // jax.process_count()
+    found = Batches(
+        run.data.mixture(),
+        batch,
+        run.settings.seed,
+        start_row=skip,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=run.settings.data.threads,
+    )
+    try:
+        for number in range(math.ceil(rows / batch)):
+            index = number * batch + jax.process_index() * share + np.arange(share)
+            one = dict(next(found))
+            one["segment_ids"] = np.where(index[:, None] < rows, one["segment_ids"], 0).astype(np.int32)
+            one["half"] = (index % HALVES).astype(np.int32)
+            yield place_batch(run.mesh, one)
+    finally:
+        found.close()
+
+
+def rows_of(batch: Batch) -> Batch:
+    """`tokens`, `segment_ids` and `positions` of a batch."""
+    return {name: batch[name] for name in ("tokens", "segment_ids", "positions")}

@@ -1,0 +1,75 @@
+"""What ranks the units of a run's source: read from the score file, taken from weights, or measured for the purpose."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from chopjax.axes import AROUND
+from chopjax.chop.build import LAYER_SCORE, Scores, axes_to_score, layers_by_score
+from chopjax.chop.config import PlanConfig
+from chopjax.chop.heads import head_similarity
+from chopjax.commands import removal, score
+from chopjax.commands.run import Run
+from chopjax.hf.reading import read_leaf
+from chopjax.score.aggregate import activation_scores
+from chopjax.score.similarity import Kind, block_importance, removal_distances
+from chopjax.score.weights import magnitude
+
+ANGLES: Mapping[str, Kind] = {"angular": "angle", "angular_last_token": "last_angle"}
+
+
+def scores_for(run: Run, wanted: PlanConfig) -> dict[str, np.ndarray]:
+    """All scores that `build_plan` reads for a config."""
+    found: dict[str, np.ndarray] = {}
+    if axes_to_score(wanted, run.source.config.sizes):
+        found |= widths(run, wanted)
+    if layers_by_score(wanted):
+        found |= layers(run, wanted)
+    if wanted.merge_kv_heads:
+        kernels = (read_leaf(run.source, f"layers/attention/{name}/kernel", dtype=np.float32) for name in "kv")
+        found["kv_similarity"] = head_similarity(*kernels)
+    return found
+
+
+def widths(run: Run, wanted: PlanConfig) -> Scores:
+    """Scores of neurons, heads and channels by `wanted.widths_by`."""
+    if wanted.widths_by == "activation":
+        return activation_scores(score.read(run).sums, wanted.over_batch, wanted.over_sequence)
+    return _of_weights(run, wanted.widths_by)
+
+
+def layers(run: Run, wanted: PlanConfig) -> Scores:
+    """The one score that chooses layers by `wanted.layers_by` when `wanted.remove_layers` of them go."""
+    by, count = wanted.layers_by, wanted.remove_layers
+    if by == "block_importance":
+        return {"layers": block_importance(score.read(run).sums)}
+    if by in ANGLES:
+        return {"blocks": removal_distances(score.read(run).sums, count, ANGLES[by])}
+    if by in ("leave_one_out", "leave_block_out", "greedy"):
+        return {LAYER_SCORE[by]: removal.measured(run, wanted)}
+    return {"layers": _of_weights(run, by)["layers"]}
+
+
+def placeholders(run: Run, wanted: PlanConfig) -> Scores:
+    """Zeros in place of every score, for what does not depend on them: which sizes a plan keeps."""
+    sizes = run.source.config.sizes
+    found = {axis: np.zeros([sizes[name] for name in (*AROUND[axis], axis)]) for axis in axes_to_score(wanted, sizes)}
+    if layers_by_score(wanted):
+        whole, count = sizes["layers"], wanted.remove_layers
+        lengths = {"layers": whole, "blocks": max(1, whole - count + 1), "removed": whole}
+        kind = LAYER_SCORE[wanted.layers_by]
+        found[kind] = np.arange(lengths[kind], dtype=np.float64)
+    return found
+
+
+def _of_weights(run: Run, by: str) -> dict[str, np.ndarray]:
+    """Scores of every axis, layers included, that need no activations."""
+    sizes = run.source.config.sizes
+    shapes = {axis: [sizes[name] for name in (*AROUND[axis], axis)] for axis in AROUND if axis != "vocab"}
+    if by == "taylor":
+        sums = score.read(run).sums
+        return {axis: sums[f"taylor/{axis}"].sum(0) for axis in shapes}
+    if by == "magnitude":
+        return {axis: np.asarray(value) for axis, value in magnitude(run.source.config, run.load(run.source)).items()}
+    chance = np.random.default_rng(run.settings.seed)
+    return {axis: chance.random(shape) for axis, shape in shapes.items()}
