@@ -1,0 +1,71 @@
+"""Every criterion from the command line, and the search for sizes under a budget, on a tiny model."""
+
+import json
+import pathlib
+
+import pytest
+from end_to_end.runs import MODEL, Death, Place, done, run
+
+from chopjax.chop.plan import Plan
+from chopjax.models.parameters import count
+
+BUDGET = ("plan.remove_layers=0", "plan.mlp=0", "search.params=80%", "search.tolerance=0.2", "search.multiple=4")
+SEARCH = (*BUDGET, "search.evaluate=3", "search.distill=2", "search.distill_steps=2", "search.q_per_kv=(2,)")
+
+
+def plan(workdir: pathlib.Path) -> Plan:
+    return Plan.from_json((workdir / "plan.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "by",
+    ["block_importance", "angular", "angular_last_token", "leave_one_out", "leave_block_out", "greedy"]
+    + ["taylor", "magnitude", "random"],
+)
+def test_layers_by_every_criterion(place: Place, tmp_path: pathlib.Path, by: str) -> None:
+    done(place, "plan", place.arguments(tmp_path / "run", f"plan.layers_by={by}", "plan.remove_layers=2"))
+    found = plan(tmp_path / "run")
+    assert len(found.layers) == MODEL.layers - 2 and found.sizes["mlp"] == 12
+    if by in ("angular", "angular_last_token", "leave_block_out"):
+        gone = sorted(set(range(MODEL.layers)) - set(found.layers))
+        assert gone == list(range(gone[0], gone[0] + 2))
+
+
+@pytest.mark.parametrize("by", ["taylor", "magnitude", "random"])
+def test_widths_by_every_criterion(place: Place, tmp_path: pathlib.Path, by: str) -> None:
+    widths = ("plan.kv_heads=1", "plan.q_per_kv=1", "plan.embed=30")
+    done(place, "plan", place.arguments(tmp_path / "run", f"plan.widths_by={by}", *widths))
+    assert {axis: plan(tmp_path / "run").sizes[axis] for axis in ("kv_heads", "q_per_kv", "embed", "mlp")} == {
+        "kv_heads": 1, "q_per_kv": 1, "embed": 30, "mlp": 12,
+    }  # fmt: skip
+
+
+def test_the_search_meets_its_budget_and_goes_on_where_it_was_cut_off(place: Place, tmp_path: pathlib.Path) -> None:
+    arguments = place.arguments(tmp_path / "run", *SEARCH)
+    # The first candidate saves once, at its last step; the second dies there.
+    ended = run(place, "plan", arguments, death=Death("chopjax.train.checkpoints:Checkpoints.save", 2))
+    assert ended.status < 0
+    again = done(place, "plan", arguments).stdout
+    assert "trials: done before, skipped" in again and "train: done before, skipped" in again
+    found = json.loads((tmp_path / "run" / "search.json").read_text())
+    lines = found["candidates"]
+    assert len(lines) == 3 and [line["distilled"] is not None for line in lines] == [True, True, False]
+    assert [line["loss"] for line in lines] == sorted(line["loss"] for line in lines)
+    best = min(lines[:2], key=lambda line: line["distilled"])
+    assert lines[found["chosen"]] == best
+    assert {axis: plan(tmp_path / "run").sizes[axis] for axis in best["sizes"]} == best["sizes"]
+    assert all(0.6 * count(MODEL) <= line["parameters"] <= 0.8 * count(MODEL) for line in lines)
+
+
+def test_what_cannot_be_is_said_before_anything_is_written(place: Place, tmp_path: pathlib.Path) -> None:
+    cases = {
+        ("search.params=60k",): "plan.remove_layers is set, but search is to choose the sizes",
+        (*BUDGET, "search.params=1000"): "nearest",
+        (*BUDGET, "search.params=7 apples"): "search.params is '7 apples'",
+        ("plan.layers_by=greedy", "plan.remove_layers=4"): "plan.remove_layers: 4 of 4 layers",
+        ("plan.kv_heads=1", "plan.merge_kv_heads=True", "plan.q_per_kv=9"): "plan.q_per_kv: 9 is more than the 4",
+    }
+    for number, (given, said) in enumerate(cases.items()):
+        ended = run(place, "train", place.arguments(tmp_path / str(number), *given))
+        assert (ended.status, said in ended.stderr, ended.stderr.count("\n")) == (2, True, 1), ended
+        assert not (tmp_path / str(number)).exists()
