@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chopjax.distill.losses import LossConfig, chunked_loss
+from chopjax.distill.losses import LossConfig, chunked_loss, token_losses
 from chopjax.errors import UserError
 
 RTOL = 1e-5
@@ -197,3 +197,23 @@ def test_refuses_missing_teacher_and_too_many_tokens() -> None:
     alone = {k: v for k, v in arrays.items() if not k.startswith("teacher")}
     with pytest.raises(UserError, match="no teacher"):
         chunked_loss(LossConfig(), **alone)
+
+
+@pytest.mark.parametrize("with_teacher", [False, True])
+def test_losses_of_tokens_add_up_to_the_sums(with_teacher: bool) -> None:
+    arrays = make(batch=3, length=7, vocab=11, teacher_vocab=13)
+    weights = arrays.pop("weights")
+    if not with_teacher:
+        arrays = {name: array for name, array in arrays.items() if not name.startswith("teacher")}
+    config = LossConfig(**ALL | {"kl": 1.3 * with_teacher}, temperature=1.7, chunk=5)
+    by_token = token_losses(config, **arrays, vocab_tokens=9)
+    _, parts = chunked_loss(config, **arrays, weights=weights, vocab_tokens=9)
+    assert by_token.keys() == parts.keys() and ("kl" in parts) == with_teacher
+    for name, values in by_token.items():
+        assert values.shape == weights.shape and values.dtype == np.float32
+        np.testing.assert_allclose((values * weights).sum(), parts[name], rtol=RTOL)
+    # Which token is whose: each row by itself has what it has among the others.
+    for row in range(3):
+        alone = {name: array if "unembed" in name else array[row : row + 1] for name, array in arrays.items()}
+        for name, values in token_losses(config, **alone, vocab_tokens=9).items():
+            np.testing.assert_allclose(values[0], by_token[name][row], rtol=RTOL)
