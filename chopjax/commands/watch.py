@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 
+from chopjax.chop.dimchop import DimChop
 from chopjax.commands.run import Run
 from chopjax.data.batches import Batches, one_pass
 from chopjax.distill.config import LossConfig
 from chopjax.evaluate.perplexity import Evaluation, evaluate_rows
+from chopjax.models.block import Masks
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import flops_per_token
 from chopjax.sharding.mesh import place_batch
@@ -33,6 +35,7 @@ class Phase:
         loss: what is minimised.
         until: steps of the whole run that are done when it ends.
         begin: makes the state that it begins with, where no checkpoint of it exists.
+        dimchop: what masks dimensions meanwhile; None for nothing.
     """
 
     folder: str
@@ -40,6 +43,7 @@ class Phase:
     loss: LossConfig
     until: int
     begin: Callable[[], TrainState]
+    dimchop: DimChop | None = None
 
 
 class Watch:
@@ -104,7 +108,10 @@ class Watch:
 
     def _heldout(self, state: TrainState) -> dict[str, float]:
         began = time.monotonic()
-        found = heldout(self._run, self._phase.config, state.params, self._teacher)
+        params, masks = state.params, None
+        if self._phase.dimchop is not None:
+            params, masks = self._phase.dimchop.apply(params, state.opt_state)
+        found = heldout(self._run, self._phase.config, params, self._teacher, masks)
         self._clock += time.monotonic() - began
         figures = {METRIC: found.nll, "heldout_perplexity": found.perplexity}
         return figures if found.kl is None else figures | {"heldout_kl": found.kl}
@@ -117,8 +124,10 @@ def training_flops(run: Run, phase: Phase) -> float:
     return 3 * flops_per_token(phase.config, length) + teacher
 
 
-def heldout(run: Run, config: ModelConfig, params: dict[str, Any], teacher: Any = None) -> Evaluation:
-    """Perplexity on the held-out rows, and KL to the teacher where there is one."""
+def heldout(
+    run: Run, config: ModelConfig, params: dict[str, Any], teacher: Any = None, masks: Masks | None = None
+) -> Evaluation:
+    """Perplexity on the held-out rows, and KL to the teacher where there is one; masks are of `params` alone."""
     chosen = run.settings.evaluate
     params = jax.tree.map(lambda p: p.astype(run.compute_dtype), params)
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -127,6 +136,7 @@ def heldout(run: Run, config: ModelConfig, params: dict[str, Any], teacher: Any 
         config,
         params,
         (place_batch(run.mesh, batch) for batch in batches),
+        masks=masks,
         teacher=(run.teacher_config, teacher) if teacher is not None else None,
         chunk=run.settings.loss.chunk,
         vocab_tokens=run.student_tokenizer.vocab,

@@ -50,6 +50,7 @@ def evaluate_rows(
     params: Params,
     batches: Iterable[Batch],
     *,
+    masks: Masks | None = None,
     teacher: Model | None = None,
     chunk: int = 512,
     vocab_tokens: int | None = None,
@@ -66,6 +67,7 @@ def evaluate_rows(
         params: parameters in the compute dtype, sharded in any way.
         batches: dicts of int32 `tokens`, `segment_ids` (0 = padding) and, unless each row is one document, `positions`,
             all [batch, length]; numpy or already on the mesh. Another shape compiles again.
+        masks: see `batch_sums`.
         teacher: the config and parameters of a model with the same tokenizer.
         chunk: tokens of a batch whose logits exist at one time.
         vocab_tokens: see `chopjax.distill.losses.chunked_loss`.
@@ -76,7 +78,7 @@ def evaluate_rows(
         UserError: no batch holds a token to score.
     """
     sums = functools.partial(
-        batch_sums, config, chunk=chunk, vocab_tokens=vocab_tokens, shards=shards, constrain=constrain
+        batch_sums, config, masks=masks, chunk=chunk, vocab_tokens=vocab_tokens, shards=shards, constrain=constrain
     )
     teacher_config, teacher_params = teacher or (None, None)
     return _evaluation(

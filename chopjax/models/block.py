@@ -1,7 +1,7 @@
 """One decoder block, and what it is told about the tokens, the masks and the cache."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -9,14 +9,15 @@ from jaxtyping import Array, Float, Int
 
 from chopjax.models.attention import Places, attention
 from chopjax.models.config import LayerKind, ModelConfig
-from chopjax.models.layers import Leaves, Linear, Mlp, Norm
+from chopjax.models.layers import Leaves, Linear, Mlp, Norm, masked
 from chopjax.models.rope import rotate
 
 Constrain = Callable[[Array, tuple[str | None, ...]], Array]
 """Pins an activation's sharding by the names of its axes; the identity where there is no mesh."""
 
-Masks = Mapping[str, Array]
-"""Axis name → float32, 1 where kept and 0 where dropped, shaped like the axis after those around it."""
+Masks = Mapping[str, Any]
+"""Axis name → float32, 1 where kept and 0 where dropped, shaped like the axis after those around it; for all axes but
+`vocab` it may be wrapped in `models.layers.StraightThrough`."""
 
 
 def unpinned(array: Array, axes: tuple[str | None, ...]) -> Array:
@@ -125,11 +126,3 @@ class Block(nnx.Module):
         """A contribution to the residual stream: nothing on dropped channels, nothing at all from a dropped layer."""
         delta = masked(delta, masks.get("embed"))
         return masked(delta, masks.get("layers"))
-
-
-def masked(x: Array, mask: Array | None, trailing: int = 0) -> Array:
-    """`x` times `mask`, whose axes end `trailing` axes before those of `x`."""
-    if mask is None:
-        return x
-    mask = mask.reshape((1,) * (x.ndim - mask.ndim - trailing) + mask.shape + (1,) * trailing)
-    return x * mask.astype(x.dtype)

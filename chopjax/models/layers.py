@@ -6,7 +6,7 @@ layer's slice of its parameters, inside the scan. It computes in the dtype of th
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,22 @@ def _product_backward(contracted: int, kept: tuple[Array, Array], d_y: Array) ->
 product.defvjp(_product_forward, _product_backward)
 
 
+class StraightThrough(NamedTuple):
+    """A mask through which gradients pass as if it were 1 everywhere, so that what it drops still learns."""
+
+    mask: Float[Array, "..."]
+
+
+def masked(x: Array, mask: Array | StraightThrough | None, trailing: int = 0) -> Array:
+    """`x` times `mask`, whose axes end `trailing` axes before those of `x`."""
+    if mask is None:
+        return x
+    if isinstance(mask, StraightThrough):
+        return x + jax.lax.stop_gradient(masked(x, mask.mask, trailing) - x)
+    mask = mask.reshape((1,) * (x.ndim - mask.ndim - trailing) + mask.shape + (1,) * trailing)
+    return x * mask.astype(x.dtype)
+
+
 class Linear(nnx.Module):
     """A product that contracts the declared input axes, whatever their number, plus an optional bias."""
 
@@ -87,20 +103,21 @@ class Norm(nnx.Module):
         self.scale[...] -= self.offset
         self.bias = parameter(leaves["bias"], config, rngs) if centred else None
 
-    def __call__(self, x: Float[Array, "*rest width"], kept: Float[Array, "width"] | None = None) -> Array:
+    def __call__(
+        self, x: Float[Array, "*rest width"], kept: Float[Array, "width"] | StraightThrough | None = None
+    ) -> Array:
         full = x.astype(jnp.float32)
-        count = full.shape[-1] if kept is None else jnp.sum(kept)
+        count = full.shape[-1] if kept is None else jnp.sum(kept[0] if isinstance(kept, StraightThrough) else kept)
         if self.bias is not None:
             full = full - jnp.sum(full, axis=-1, keepdims=True) / count
-            full = full if kept is None else full * jnp.broadcast_to(kept, full.shape)
+            full = masked(full, kept)
         variance = jnp.sum(full * full, axis=-1, keepdims=True) / count
         full = full * jax.lax.rsqrt(variance + self.eps)
         if self.bias is None:
             return full.astype(x.dtype) * jnp.broadcast_to(self.scale[...], x.shape)
         scale, bias = (jnp.broadcast_to(p[...].astype(jnp.float32), x.shape) for p in (self.scale, self.bias))
         full = full * (scale + self.offset) + bias
-        full = full if kept is None else full * jnp.broadcast_to(kept, full.shape)
-        return full.astype(x.dtype)
+        return masked(full, kept).astype(x.dtype)
 
 
 class Mlp(nnx.Module):

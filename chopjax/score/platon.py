@@ -1,7 +1,8 @@
 """PLATON (Zhang et al. 2022, arXiv 2206.12562): importance of weights as smoothed sensitivity times uncertainty.
 
-Just CHOP (arXiv 2305.14864, equations 1 to 4) takes it over and gives no constants. PLATON's own code averages the sensitivity
-over a few steps before it enters the moving means; here, as in the equations, every step enters.
+Just CHOP (arXiv 2305.14864, equations 1 to 4) takes it over and gives no constants. PLATON's own code
+averages the sensitivity over a few steps before it enters the moving means; here, as in the equations, every step
+enters.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,7 @@
 """The training step: a pure function of state, teacher and batch."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -10,11 +11,12 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from chopjax.chop.dimchop import DimChop, kept_share
 from chopjax.data.labels import next_token_labels
 from chopjax.distill.losses import LossConfig, chunked_loss
 from chopjax.errors import UserError
 from chopjax.models import decoder
-from chopjax.models.block import unpinned
+from chopjax.models.block import Masks, unpinned
 from chopjax.models.config import ModelConfig
 from chopjax.sharding.mesh import Constrain, batch_sharding, param_shardings, replicated
 from chopjax.train import optimizers
@@ -97,6 +99,7 @@ def make_step(
     config: StepConfig,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
+    dimchop: DimChop | None = None,
 ) -> Callable[[TrainState, Params | None, Batch], tuple[TrainState, Metrics]]:
     """The training step, a pure function (state, teacher_params, batch) → (state, metrics).
 
@@ -105,7 +108,11 @@ def make_step(
     teacher runs in the dtype that its parameters have, and only where the loss has a KL term.
 
     Metrics, float32 scalars: `loss`; `next_token`, `z_loss` and `kl` a token, before their weights; `tokens` that
-    predict; `grad_norm` before clipping; `param_norm` after the update; `learning_rate` of this step.
+    predict; `grad_norm` before clipping; `param_norm` after the update; `learning_rate` of this step; under DimCHOP
+    `kept_share`, of all dimensions those not masked in this step.
+
+    With `dimchop`, the optimizer is what its `watching` returned. The gradient is taken at the masked parameters and
+    applied to the whole ones, so what is masked goes on learning.
 
     Raises:
         UserError: a KL term without a teacher.
@@ -114,12 +121,15 @@ def make_step(
         raise UserError(f"loss.kl is {loss.kl} but there is no teacher; set loss.kl=0 or name a teacher")
     uses_teacher = bool(loss.kl)
 
-    def sums(params: Params, teacher: Params | None, micro: Batch) -> tuple[Array, Metrics]:
-        return _sums(models, loss, config.remat, params, teacher if uses_teacher else None, micro)
+    def sums(masks: Masks | None, params: Params, teacher: Params | None, micro: Batch) -> tuple[Array, Metrics]:
+        return _sums(models, loss, config.remat, masks, params, teacher if uses_teacher else None, micro)
 
     def step(state: TrainState, teacher: Params | None, batch: Batch) -> tuple[TrainState, Metrics]:
         params = _cast(state.params, jnp.dtype(config.compute_dtype))
-        gradients, total = _accumulate(sums, config.accumulate, params, teacher, batch)
+        masks = None
+        if dimchop is not None:
+            params, masks = dimchop.apply(params, state.opt_state)
+        gradients, total = _accumulate(functools.partial(sums, masks), config.accumulate, params, teacher, batch)
         tokens = total.pop("tokens")
         count = jnp.maximum(tokens, 1.0)
         gradients = jax.tree.map(lambda gradient: gradient / count, gradients)
@@ -131,6 +141,8 @@ def make_step(
             "param_norm": optax.tree.norm(new_params),
             "learning_rate": schedule(state.step),
         }
+        if dimchop is not None:
+            metrics["kept_share"] = kept_share(state.opt_state[0])
         return TrainState(state.step + 1, new_params, opt_state), metrics
 
     return step
@@ -169,15 +181,21 @@ def compile_step(
 
 
 def _sums(
-    models: Models, loss: LossConfig, remat: str, params: Params, teacher: Params | None, batch: Batch
+    models: Models,
+    loss: LossConfig,
+    remat: str,
+    masks: Masks | None,
+    params: Params,
+    teacher: Params | None,
+    batch: Batch,
 ) -> tuple[Array, Metrics]:
     """The total loss of a micro-batch, and sums for reports: `loss`, its parts, and `tokens`."""
     labels, weights = next_token_labels(batch["tokens"], batch["segment_ids"])
     pin = models.constrain or unpinned
 
-    def outputs(config: ModelConfig, params: Params, remat: str) -> tuple[Array, Array]:
+    def outputs(config: ModelConfig, params: Params, remat: str, masks: Masks | None = None) -> tuple[Array, Array]:
         inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
-        hidden = decoder.forward(config, params, *inputs, remat=remat, constrain=pin).hidden
+        hidden = decoder.forward(config, params, *inputs, masks=masks, remat=remat, constrain=pin).hidden
         return hidden, decoder.unembedding(config, params)
 
     targets: tuple[Array, ...] = ()
@@ -185,7 +203,7 @@ def _sums(
         targets = outputs(models.teacher, jax.lax.stop_gradient(teacher), "none")
     total, parts = chunked_loss(
         loss,
-        *outputs(models.student, params, remat),
+        *outputs(models.student, params, remat, masks),
         labels,
         weights,
         *targets,
