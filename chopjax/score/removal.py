@@ -49,7 +49,7 @@ def leave_out(
         config: the architecture of `params`.
         params: parameters in the compute dtype, sharded in any way.
         batches: int32 `tokens`, `segment_ids` (0 = padding) and maybe `positions`, all [batch, length]; numpy or
-            already on the mesh. Rows are even and odd in the order in which they come.
+            already on the mesh. Rows are even and odd in the order in which they come, or by int32 `half` [batch].
         count: layers that are left out together.
         metric: `next_token` (cross entropy) or `kl`, KL(model with all its layers ‖ candidate).
         order: the layers that are there to begin with, ascending; all of them if None.
@@ -124,7 +124,8 @@ def batch_sums(
         whole = jnp.arange(config.layers, dtype=jnp.int32)
         teacher = leave(stack, run_layers(stack, embedded, whole, 0, config.layers)), unembed
     loss = LossConfig(next_token=1.0, kl=float(bool(teacher)), chunk=chunk)
-    row_half = (jnp.arange(len(weights), dtype=jnp.int32) + first_half) % HALVES
+    counted = (jnp.arange(len(weights), dtype=jnp.int32) + first_half) % HALVES
+    row_half = batch.get("half", counted)
 
     def by_half(values: Float[Array, "batch length"]) -> Float[Array, "halves"]:
         rows = jnp.sum(values * weights, axis=1)

@@ -205,3 +205,6 @@ def test_halves_go_on_across_batches() -> None:
     # The second batch begins with an odd row, so its halves change places.
     for name in whole:
         np.testing.assert_allclose(whole[name], apart[0][name] + apart[1][name][::-1], rtol=1e-12)
+    named = [BATCHES[1] | {"half": np.array([1, 0, 1], np.int32)}]
+    for name, value in leave_out(CONFIG, PARAMS, named, chunk=7).items():
+        np.testing.assert_array_equal(value, apart[0][name][::-1])
