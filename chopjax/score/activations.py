@@ -65,7 +65,8 @@ def score_sums(
     tokens, segments = batch["tokens"], batch["segment_ids"]
     half = jnp.arange(tokens.shape[0], dtype=jnp.int32) % HALVES if half is None else half
     valid = segments > 0
-    halves = jax.nn.one_hot(half, HALVES, dtype=jnp.float32) * jnp.any(valid, axis=1, keepdims=True)
+    filled = jnp.any(valid, axis=1, keepdims=True).astype(jnp.float32)
+    halves = jax.nn.one_hot(half, HALVES, dtype=jnp.float32) * filled
 
     def tap(a: Mapping[str, Array]) -> dict[str, Array]:
         heads = jnp.linalg.norm(a["heads"].astype(jnp.float32), axis=-1)
@@ -118,6 +119,7 @@ def _pairs(
     index = jnp.arange(length, dtype=jnp.int32)
     last = valid & (index[None] == jnp.max(jnp.where(valid, index[None], -1), axis=1, keepdims=True))
     every, ends = _by_token(valid, halves), _by_token(last, halves)
+    itself = jnp.eye(later.shape[0] + 1, dtype=bool)[None, None]
 
     def of(start: Int[Array, ""] | int, size: int) -> Sums:
         def cut(x: Array, axis: int) -> Array:
@@ -126,7 +128,8 @@ def _pairs(
         states = jnp.concatenate([cut(first, 1)[None], cut(later, 2)]).astype(jnp.float32)
         units = states / jnp.maximum(jnp.linalg.norm(states, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
         cosine = jnp.einsum("sble,tble->blst", units, units, precision=jax.lax.Precision.HIGHEST)
-        cosine = jnp.clip(cosine, -1, 1)
+        # What rounding leaves of a state's angle with itself is thousands of times the rounding of its cosine.
+        cosine = jnp.where(itself, 1, jnp.clip(cosine, -1, 1))
         angle = jnp.arccos(cosine) / jnp.pi
         whole, end = cut(every, 1), cut(ends, 1)
         return {"cosine": _sum(whole, cosine, 2), "angle": _sum(whole, angle, 2), "last_angle": _sum(end, angle, 2)}

@@ -37,8 +37,9 @@ def activation_scores(sums: Sums, over_batch: str = "l2", over_sequence: str = "
     Raises:
         ValueError: an aggregation that there is not.
     """
-    if over_batch not in OVER_BATCH:
-        raise ValueError(f"over_batch is {over_batch!r}; one of {', '.join(OVER_BATCH)}")
+    for name, chosen, known in (("batch", over_batch, OVER_BATCH), ("sequence", over_sequence, OVER_SEQUENCE)):
+        if chosen not in known:
+            raise ValueError(f"over_{name} is {chosen!r}; one of {', '.join(known)}")
     statistic = OVER_SEQUENCE.index(over_sequence)
     rows = np.asarray(sums["rows"], np.float64).sum()
 

@@ -8,8 +8,8 @@ ranks) is made from them when a plan is made. Every array has a leading axis of 
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ class ScoreFile:
     Attributes:
         sums: name → float64 array with a leading axis of the two halves; int64 where the sums are counts of words.
         model: digest of the model scored.
-        data: digests of the rows scored.
+        data: what was scored: `DIGEST/FIRST-END`, rows FIRST ... END − 1 of those of that digest, or any other text
+            that names rows.
         sizes: sizes of the model's axes.
         source: what the model was called.
         dtype: in which the pass ran.
@@ -97,6 +98,39 @@ class ScoreFile:
                 raise UserError(f"{path}: {name} is no sum over two halves of rows; score again")
         return file
 
+    @classmethod
+    def merge(cls, scored: Sequence["ScoreFile"], names: Sequence[str] = ()) -> "ScoreFile":
+        """The sums of several files, as one pass over all their rows would have given them.
+
+        Args:
+            scored: at least one.
+            names: what each is called in messages; by default its place in `score.files`.
+
+        Raises:
+            UserError: the files are of different models, dtypes, lengths or statistics, or two hold the same rows.
+        """
+        if not scored:
+            raise UserError("score.files is empty; name at least one score file")
+        names = names or [f"score.files[{number}]" for number in range(len(scored))]
+        base, first = scored[0], names[0]
+        sums, seen = dict(base.sums), [(data, first) for data in base.data]
+        for file, name in zip(scored[1:], names[1:], strict=True):
+            file.check_model(base.model, name)
+            for fact in ("dtype", "length"):
+                one, other = getattr(base, fact), getattr(file, fact)
+                if one != other:
+                    raise UserError(f"{name}: scored with {fact} {other}, but {first} with {one}; score both alike")
+            differing = sorted(sums.keys() ^ file.sums.keys())
+            if differing:
+                raise UserError(f"{name}: {differing[0]} is in this file or in {first}, not in both; score both alike")
+            for own in file.data:
+                holder = next((holder for data, holder in seen if _overlap(own, data)), None)
+                if holder:
+                    raise UserError(f"{name}: holds rows that {holder} holds too; leave one of them out")
+            seen += [(data, name) for data in file.data]
+            sums = {key: value + file.sums[key] for key, value in sums.items()}
+        return dataclasses.replace(base, sums=sums, data=tuple(data for data, _ in seen))
+
     def check_model(self, model: str, name: str) -> None:
         """Refuses scores of another model.
 
@@ -111,54 +145,13 @@ class ScoreFile:
             raise UserError(f"{name}: scores of another model ({self.source}); score this one, or name its own file")
 
 
-def merge(scored: Mapping[str, ScoreFile]) -> ScoreFile:
-    """The sums of several files, as one pass over all their rows would have given them.
-
-    Args:
-        scored: at least one, by the name that it goes by in messages.
-
-    Raises:
-        UserError: the files are of different models, dtypes, lengths or statistics, or two hold the same rows.
-    """
-    (first, base), *others = scored.items()
-    sums, seen = dict(base.sums), dict.fromkeys(base.data, first)
-    for name, file in others:
-        file.check_model(base.model, name)
-        for fact in ("dtype", "length"):
-            one, other = getattr(base, fact), getattr(file, fact)
-            if one != other:
-                raise UserError(f"{name}: scored with {fact} {other}, but {first} with {one}; score both alike")
-        differing = sorted(sums.keys() ^ file.sums.keys())
-        if differing:
-            raise UserError(f"{name}: {differing[0]} is there or in {first}, not in both; score both alike")
-        for digest in file.data:
-            if digest in seen:
-                raise UserError(f"{name}: holds rows that {seen[digest]} holds too; leave one of them out")
-        seen |= dict.fromkeys(file.data, name)
-        sums = add(sums, file.sums)
-    return dataclasses.replace(base, sums=sums, data=tuple(seen))
-
-
-def load_merged(paths: Sequence[str | os.PathLike[str]]) -> ScoreFile:
-    """Reads files and merges them.
-
-    Raises:
-        UserError: as `ScoreFile.load` and `merge`, or no or twice the same path is given.
-    """
-    if not paths:
-        raise UserError("score.files is empty; name at least one score file")
-    resolved = [str(Path(path).resolve()) for path in paths]
-    for path in paths:
-        if resolved.count(str(Path(path).resolve())) > 1:
-            raise UserError(f"score.files names {path} twice; name it once")
-    return merge({str(path): ScoreFile.load(path) for path in paths})
-
-
-def add(total: Sums | None, sums: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Adds the sums of one batch (numpy or jax arrays) to a total: float64, and int64 where they are whole numbers."""
-    exact = {name: np.asarray(value) for name, value in sums.items()}
-    exact = {name: value.astype(np.int64 if value.dtype.kind in "iu" else np.float64) for name, value in exact.items()}
-    return exact if total is None else {name: total[name] + value for name, value in exact.items()}
+def _overlap(one: str, other: str) -> bool:
+    """Whether two entries of `ScoreFile.data` name the same row."""
+    ranges = [re.fullmatch(r"(.*)/(\d+)-(\d+)", data) for data in (one, other)]
+    if not all(ranges):
+        return one == other
+    (digest, start, end), (other_digest, other_start, other_end) = (found.groups() for found in ranges if found)
+    return digest == other_digest and int(start) < int(other_end) and int(other_start) < int(end)
 
 
 def _line(error: Exception) -> str:

@@ -61,24 +61,21 @@ def spearman(first: Float[np.ndarray, "size"], second: Float[np.ndarray, "size"]
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
-def too_few(stability: Mapping[str, float], rows: int, threshold: float = THRESHOLD) -> str | None:
-    """A warning in one line if the rows are too few for a steady ranking; None if all is well.
+def too_few(stability: Mapping[str, float], threshold: float = THRESHOLD) -> list[str]:
+    """Warnings, a line for each axis whose ranking depends on the calibration rows; none if all is well.
 
     Args:
-        stability: what `split_half` gave, of the axes that are chosen by score.
-        rows: calibration rows that were scored.
-        threshold: the correlation below which a ranking is called unsteady.
+        stability: what `split_half` gave.
+        threshold: the rank correlation below which a ranking is called unsteady.
     """
-    if rows < HALVES:
-        return f"scores are from {rows} calibration row, so how stable they are cannot be told; raise score.rows"
-    weak = {axis: value for axis, value in stability.items() if value < threshold}
-    if not weak:
-        return None
-    figures = ", ".join(f"{axis} {value:.2f}" for axis, value in sorted(weak.items(), key=lambda item: item[1]))
-    return (
-        f"two halves of the {rows} calibration rows rank unlike each other (rank correlation, {threshold} or more is "
-        f"steady: {figures}); raise score.rows"
-    )
+    if not stability:
+        return ["one calibration row cannot tell how stable the scores are; raise score.rows"]
+    return [
+        f"two halves of the calibration rows rank {axis} with a correlation of {value:.2f}, below {threshold}; "
+        "raise score.rows"
+        for axis, value in stability.items()
+        if value < threshold
+    ]
 
 
 def _lists(score: Float[np.ndarray, "*around size"]) -> Float[np.ndarray, "lists size"]:
