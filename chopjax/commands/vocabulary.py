@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from chopjax.chop.edits import Refit
 from chopjax.chop.plan import Plan
 from chopjax.commands.run import Run
 from chopjax.data.tokenize import load_tokenizer
@@ -14,8 +15,6 @@ from chopjax.errors import UserError
 from chopjax.hf import trimmed
 from chopjax.hf.checkpoint import CONFIG, Checkpoint
 from chopjax.hf.vocabulary import choose_words, trims
-
-REASON = "most frequent in the calibration text, with all that their merges pass through; the tokenizer is rewritten"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,20 +53,21 @@ def trimming(source: Checkpoint, plan: Plan) -> Trimming:
     return Trimming(files, lambda raw: trimmed.renumber_ids(raw, renumber, CONFIG), tuple(notes))
 
 
-def kept_words(run: Run, counts: Int[np.ndarray, "vocab"]) -> Int[np.ndarray, "kept"]:
-    """The rows of the embedding table that `plan.vocab` keeps: the first, if no word of the tokenizer has to go.
+def kept_words(run: Run, counts: Int[np.ndarray, "vocab"], size: int) -> Int[np.ndarray, "kept"]:
+    """The rows of the embedding table to keep: the first, if no word of the tokenizer has to go.
 
     Args:
         run: its source's tokenizer and configs say what must stay.
         counts: how often each id occurs in the calibration text, int64.
+        size: `plan.vocab`, rows to keep.
 
     Returns:
-        Ascending ids, int32: `plan.vocab` of them.
+        Ascending ids, int32: `size` of them.
 
     Raises:
         UserError: more must stay, or the tokenizer cannot be trimmed.
     """
-    size, folder = run.settings.plan.vocab, run.source.folder
+    folder = run.source.folder
     if size >= run.tokenizer.vocab:
         return np.arange(size, dtype=np.int32)
     named = trimmed.named_ids(folder, run.source.config.vocab)
@@ -97,6 +97,11 @@ def check(run: Run, plan: Plan) -> None:
     if not run.settings.data.sources:
         raise UserError(
             "data.sources is empty, but a trimmed vocabulary needs the text itself, to tokenise it anew; name the text"
+        )
+    if any(isinstance(edit, Refit) for edit in plan.edits):
+        raise UserError(
+            "plan.refit: the fit compares the chopped model with the source on the same tokens, which a trimmed "
+            "vocabulary has not; trim it in one of two rounds, and refit in the other"
         )
     change = trimming(run.source, plan)
     change.ids(run.source.raw_config)
