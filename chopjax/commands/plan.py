@@ -9,7 +9,7 @@ from chopjax.chop.apply import chop_config
 from chopjax.chop.build import WIDTHS, Scores, build_plan
 from chopjax.chop.config import PlanConfig
 from chopjax.chop.plan import Plan, check_source
-from chopjax.commands import evidence, score, search
+from chopjax.commands import evidence, metric, score, search
 from chopjax.commands.run import PLAN, Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
@@ -57,6 +57,7 @@ def check(run: Run) -> None:
         UserError: as `make`, or nothing meets the budgets of the search.
     """
     search.check(run)
+    metric.check(run)
     if run.settings.plan.file:
         _check(run, _read(pathlib.Path(run.settings.plan.file)))
     else:

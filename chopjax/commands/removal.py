@@ -2,16 +2,18 @@
 
 import functools
 import json
-from typing import Any, get_args
+import math
+from typing import Any, cast
 
 import numpy as np
 
 from chopjax import files
 from chopjax.chop.config import PlanConfig
-from chopjax.commands import calibration, score
+from chopjax.commands import calibration, metric, score
 from chopjax.commands.run import Run
 from chopjax.commands.stages import Stage
-from chopjax.score.candidates import LossMetric, mean_losses
+from chopjax.score.candidates import LossMetric, as_costs, mean_losses
+from chopjax.score.metric import greedy_by_metric, leave_out_by_metric
 from chopjax.score.removal import greedy, leave_out
 
 FILE = "removal.json"
@@ -25,17 +27,16 @@ def measured(run: Run, wanted: PlanConfig) -> np.ndarray:
         for `leave_one_out` the loss without each layer, for `leave_block_out` the loss without each block of
         `remove_layers`, by its first, and for `greedy` the layers in the order in which they went.
     """
-    by, metric = wanted.layers_by, wanted.metric
-    if by == "leave_one_out" and metric in get_args(LossMetric):
-        return mean_losses(score.read(run).sums, metric)
+    by = wanted.layers_by
+    if by == "leave_one_out" and metric.is_loss(run):
+        return mean_losses(score.read(run).sums, wanted.metric)
     count = 1 if by == "leave_one_out" else wanted.remove_layers
     if by == "greedy":
         count = max(count, len(_read(run).get("removed", ())))  # a longer removal begins with every shorter one
-    inputs = score.inputs(run) | {"plan.layers_by": by, "plan.metric": metric, "count": count}
-    run.stage(STAGE, inputs, functools.partial(_work, run, by, metric, count))
-    return np.asarray(
-        _read(run)[{"leave_one_out": "without_one", "leave_block_out": "blocks", "greedy": "removed"}[by]]
-    )
+    inputs = score.inputs(run) | metric.inputs(run) | {"plan.layers_by": by, "count": count}
+    run.stage(STAGE, inputs, functools.partial(_work, run, by, count))
+    found = _read(run)
+    return np.asarray(found["removed"]) if by == "greedy" else as_costs(found["blocks"])
 
 
 def _read(run: Run) -> dict[str, Any]:
@@ -43,16 +44,32 @@ def _read(run: Run) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
-def _work(run: Run, by: str, metric: Any, count: int) -> None:
-    config, params = run.source.config, run.load(run.source)
-    options, batches = score.loss_options(run), functools.partial(calibration.calibration, run)
-    found: dict[str, Any] = {"metric": metric, "count": count}
-    if by == "greedy":
-        removal = greedy(config, params, batches, count, metric, **options)
-        found |= {"removed": list(removal.layers), "losses": list(removal.losses)}
-    else:
-        sums = leave_out(config, params, batches(), count, metric, **options)
-        found["dense"] = float(sums[f"dense/{metric}"].sum() / sums["scored"].sum())
-        found["blocks"] = mean_losses(sums, metric, count).tolist()
+def _work(run: Run, by: str, count: int) -> None:
+    found = {"metric": run.settings.plan.metric, "count": count}
+    found |= _losses(run, by, count) if metric.is_loss(run) else _by_metric(run, by, count)
     if run.writer:
         files.write_json(run.workdir / FILE, found)
+
+
+def _losses(run: Run, by: str, count: int) -> dict[str, Any]:
+    config, params, name = run.source.config, run.load(run.source), cast(LossMetric, run.settings.plan.metric)
+    batches, options = functools.partial(calibration.calibration, run), score.loss_options(run)
+    if by == "greedy":
+        removal = greedy(config, params, batches, count, name, **options)
+        return {"removed": list(removal.layers), "losses": list(removal.losses)}
+    sums = leave_out(config, params, batches(), count, name, **options)
+    dense = float(sums[f"dense/{name}"].sum() / sums["scored"].sum())
+    return {"dense": dense, "blocks": _finite(mean_losses(sums, name, count))}
+
+
+def _by_metric(run: Run, by: str, count: int) -> dict[str, Any]:
+    config, params, worth = run.source.config, run.load(run.source), metric.function(run)
+    if by == "greedy":
+        removal = greedy_by_metric(config, params, worth, count)
+        return {"removed": list(removal.layers), "losses": list(removal.losses)}
+    return {"dense": worth(config, params), "blocks": _finite(leave_out_by_metric(config, params, worth, count))}
+
+
+def _finite(losses: np.ndarray) -> list[float | None]:
+    """JSON has no word for infinity, which stands for a model that broke."""
+    return [float(loss) if math.isfinite(loss) else None for loss in losses]

@@ -1,17 +1,19 @@
 """Plans tried without being carried out: as masks on the uncut model, with its weights and one compilation for all."""
 
-from collections.abc import Mapping
-
 import jax
 import numpy as np
 
 from chopjax.axes import AROUND
-from chopjax.chop.apply import mask
+from chopjax.chop.apply import chop_config, chop_params, mask
+from chopjax.chop.edits import MergeKvHeads
 from chopjax.chop.plan import Plan
-from chopjax.commands import calibration, score
+from chopjax.commands import calibration, metric, score
 from chopjax.commands.run import Run
 from chopjax.evaluate.perplexity import batch_sums
+from chopjax.models.block import Masks
+from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Params
+from chopjax.models.parameters import declare
 from chopjax.sharding.mesh import replicated
 
 AXES = tuple(axis for axis in AROUND if axis != "vocab")
@@ -26,21 +28,41 @@ class Trials:
     """The uncut model and calibration rows, held on the mesh, against which plans are tried.
 
     Args:
-        run: the run.
+        run: the run, whose `plan.metric` is measured.
         params: the source's parameters; loaded if None.
     """
 
     def __init__(self, run: Run, params: Params | None = None) -> None:
         self._run = run
-        self._params = run.load(run.source) if params is None else params
-        self._batches = list(calibration.calibration(run))
+        self._config, self._params = run.source.config, run.load(run.source) if params is None else params
+        self._worth = None if metric.is_loss(run) else metric.function(run)
+        self._batches = list(calibration.calibration(run)) if self._worth is None else []
 
     def loss(self, plan: Plan) -> float:
-        """Mean next-token loss in nats over the calibration rows, of what `plan` would keep; edits are not tried."""
-        masks: Mapping[str, jax.Array] = jax.device_put(all_masks(plan), replicated(self._run.mesh))
+        """The metric of what `plan` would keep; losses are means over calibration rows, in nats a token.
+
+        Neither a refit nor head residuals are tried. Merged heads are other weights, so there is no mask for them: such
+        a plan is carried out, and so is any plan where the metric is a function of a chopped model.
+        """
+        if self._worth is not None:
+            return self._worth(*self._chopped(plan))
+        if any(isinstance(edit, MergeKvHeads) for edit in plan.edits):
+            return self._mean(*self._chopped(plan))
+        masks = jax.device_put(all_masks(plan), replicated(self._run.mesh))
+        return self._mean(self._config, self._params, masks)
+
+    def _mean(self, config: ModelConfig, params: Params, masks: Masks | None = None) -> float:
+        name = self._run.settings.plan.metric
+        options = score.loss_options(self._run) | {"masks": masks}
+        if name == "kl":
+            options |= {"teacher_config": self._config, "teacher_params": self._params}
         total = tokens = 0.0
         for batch in self._batches:
-            rows = {name: batch[name] for name in ("tokens", "segment_ids", "positions")}
-            sums = batch_sums(self._run.source.config, self._params, rows, masks=masks, **score.loss_options(self._run))
-            total, tokens = total + float(sums["next_token"]), tokens + float(sums["tokens"])
+            sums = batch_sums(config, params, calibration.rows_of(batch), **options)
+            total, tokens = total + float(sums[name]), tokens + float(sums["tokens"])
         return total / max(tokens, 1.0)
+
+    def _chopped(self, plan: Plan) -> tuple[ModelConfig, Params]:
+        params = chop_params(plan, declare(self._config), self._params)
+        shardings = jax.tree.map(lambda p: p.sharding, self._params)
+        return chop_config(self._config, plan), jax.tree.map(jax.device_put, params, shardings)
