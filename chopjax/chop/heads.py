@@ -101,12 +101,11 @@ def _grouped(similarity: Float[np.ndarray, "kv_heads kv_heads"], members: int) -
         group: list[int] = []
         if members > 1:
             pairs = [(a, b) for a in left for b in left if a < b]
-            group = list(max(pairs, key=lambda pair: float(similarity[pair[0], pair[1]])))
-        rest = [head for head in left if head not in group]
+            group += pairs[int(np.argmax([similarity[pair] for pair in pairs]))]
         while len(group) < members:
-            joins = max(rest, key=lambda head: float(similarity[head, group].sum()))
-            group.append(joins)
-            rest.remove(joins)
+            rest = [head for head in left if head not in group]
+            towards = similarity[:, group].sum(axis=-1)
+            group.append(rest[int(np.argmax(towards[rest]))])
         groups.append(sorted(group))
-        left = rest
+        left = [head for head in left if head not in group]
     return np.asarray(sorted(groups))

@@ -1,14 +1,19 @@
-"""The plan applied file to file, without a device and one tensor at a time: the folder `WORKDIR/student/`."""
+"""The plan applied file to file, without a device and one tensor at a time: the folder `WORKDIR/student/`.
+
+Only a refit, where the plan lists one, needs devices: it reads the plain chop and the source.
+"""
 
 import functools
 import pathlib
 
 import numpy as np
 
+from chopjax import files
 from chopjax.chop.apply import chop_config, gather
+from chopjax.chop.optimizer_state import refuse_edits
 from chopjax.chop.plan import Plan
+from chopjax.commands import calibration, refit, score, vocabulary
 from chopjax.commands import plan as planning
-from chopjax.commands import score, vocabulary
 from chopjax.commands.run import STUDENT, Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
@@ -31,15 +36,30 @@ def main(chosen: Settings) -> None:
 
 
 def make(run: Run) -> None:
-    """Writes the chopped model, not yet healed, in the source's own dtypes."""
+    """Writes the chopped model, not yet healed, in the source's own dtypes.
+
+    Raises:
+        UserError: the plan edits weights after training steps, whose moments could not follow.
+    """
+    if run.settings.train.steps_before_chop:
+        refuse_edits(run.plan)
     inputs = {"source": run.source_print, "plan": run.stages.digest("plan")}
+    if fit := refit.asked(run.plan):
+        inputs["calibration rows"] = calibration.said(run, fit.rows)
     inputs["export.max_shard"] = str(run.settings.export.max_shard)
     run.stage(STAGE, inputs, functools.partial(_work, run))
 
 
 def _work(run: Run) -> None:
+    fit = refit.asked(run.plan)
+    folder = run.workdir / (refit.PLAIN if fit else STUDENT)
     if run.writer:
-        chop_files(run.source, run.plan, run.workdir / STUDENT, run.settings.export.max_shard)
+        if fit:
+            files.remove(folder)
+        chop_files(run.source, run.plan, folder, run.settings.export.max_shard)
+    if fit:
+        run.barrier()
+        refit.make_student(run, fit, folder)
 
 
 def chop_files(source: Checkpoint, plan: Plan, folder: pathlib.Path, max_shard_bytes: int) -> None:
