@@ -15,10 +15,11 @@ from chopjax.hf.checkpoint import open_checkpoint
 from chopjax.hf.safetensors import DTYPES
 from chopjax.report import page
 from chopjax.report.figures import gap_closed, measure
+from chopjax.report.pictures.files import write_pictures
 from chopjax.report.reader import read_run
 
-SUMMARY, REPORT = "summary.json", "report.html"
-STAGE = Stage("report", (SUMMARY, REPORT))
+SUMMARY, REPORT, PICTURES = "summary.json", "report.html", "pictures"
+STAGE = Stage("report", (SUMMARY, REPORT, PICTURES))
 
 
 def main(chosen: Settings) -> None:
@@ -28,7 +29,7 @@ def main(chosen: Settings) -> None:
 
 
 def make(run: Run, seconds: float) -> None:
-    """Writes `summary.json` and `report.html`, unless that was done from the same evaluation.
+    """Writes `summary.json`, `report.html` and `pictures/`, unless that was done from the same evaluation.
 
     Args:
         run: an evaluated run.
@@ -40,7 +41,9 @@ def make(run: Run, seconds: float) -> None:
 def _write(run: Run, seconds: float | None) -> None:
     if run.writer:
         files.write_json(run.workdir / SUMMARY, summary(run, seconds))
-        page.write(run.workdir / REPORT, read_run(run.workdir))
+        finished = read_run(run.workdir)
+        page.write(run.workdir / REPORT, finished)
+        write_pictures(run.workdir / PICTURES, finished)
         run.say(f"report: {run.workdir / REPORT}")
 
 

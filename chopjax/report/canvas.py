@@ -18,6 +18,8 @@ from chopjax.report.style import LIGHT
 # Dots of a PNG file for each inch of its figure; matplotlib's own unit is a point, of which an inch has 72.
 PNG_DPI = 200
 POINTS = 72
+# Inches across a picture: its text can be read in one column of a phone and in one of two on a wide page.
+WIDTH = 4.8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,9 @@ class Spot:
     pad: float = 0
 
 
+# Keyword arguments of matplotlib that several marks share.
+Look = dict[str, Any]
+
 Paint = Callable[[Figure, Palette], Iterable[Spot]]
 
 
@@ -70,15 +75,22 @@ class Picture:
         name: of the file, and what distinguishes ids on the page; letters, digits and underscores.
         reason: a sentence on what it says about the choice.
         description: the picture in words, for those who do not see it.
-        size: width and height in inches.
+        height: in inches.
         paint: paints it on an empty figure and gives the spots that tell numbers.
+        width: in inches.
     """
 
     name: str
     reason: str
     description: str
-    size: tuple[float, float]
+    height: float
     paint: Paint
+    width: float = WIDTH
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in inches."""
+        return self.width, self.height
 
 
 def svg(picture: Picture) -> Markup:
@@ -102,7 +114,7 @@ def png(picture: Picture) -> bytes:
         FigureCanvasAgg(figure)
         list(picture.paint(figure, PRINTED))
         metadata = {"Software": None, "Title": picture.name, "Description": picture.description}
-        figure.savefig(file, format="png", metadata=metadata)
+        figure.savefig(file, format="png", metadata=metadata, bbox_inches="tight", pad_inches=0.15)
     return file.getvalue()
 
 

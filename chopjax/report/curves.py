@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from chopjax.report import canvas, words
+from chopjax.report import canvas, scales, words
 from chopjax.report.canvas import Palette, Picture, Spot
 from chopjax.report.markup import Markup
 
@@ -20,6 +20,7 @@ STYLES = (("first", "-"), ("second", "--"), ("third", ":"))
 
 # A longer curve is drawn by the means of so many runs of neighbours.
 MOST_POINTS = 600
+
 
 @dataclasses.dataclass(frozen=True)
 class Series:
@@ -94,8 +95,8 @@ def series(metrics: Sequence[Mapping[str, Any]], field: str, x_field: str) -> Se
 
 def picture(chart: Chart) -> Picture:
     """The chart as something to paint."""
-    size = (3.4, 2.1) if chart.small else (6.2, 3.6)
-    return Picture(chart.name, "", describe(chart), size, functools.partial(_paint, chart))
+    width, height = (3.4, 2.1) if chart.small else (6.2, 3.6)
+    return Picture(chart.name, "", describe(chart), height, functools.partial(_paint, chart), width)
 
 
 def draw(chart: Chart) -> Markup:
@@ -181,45 +182,15 @@ def _finish(axes: Axes, chart: Chart, palette: Palette) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(4 if chart.small else 7, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.scaled(value)))
     for label, value in chart.references.items():
-        _reference(axes, label, value, palette)
+        scales.reference(axes, label, value, palette)
     if chart.logarithmic:
         _logarithmic(axes, chart)
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(4 if chart.small else 6))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.plain(value)))
+        scales.values(axes, 4 if chart.small else 6)
     if len(chart.series) > 1:
         axes.legend(loc="upper right", handlelength=2.6, fontsize=11)
 
 
-def _reference(axes: Axes, label: str, value: float, palette: Palette) -> None:
-    axes.axhline(value, color=palette.ink, linewidth=1, linestyle=(0, (2, 3)))
-    text = f"{label} {words.significant(value)}"
-    axes.annotate(text, (1, value), (0, 4), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right")
-
-
 def _logarithmic(axes: Axes, chart: Chart) -> None:
     values = [value for one in chart.series for value in one.y if value > 0] + list(chart.references.values())
-    low, high = min(values) / 1.15, max(values) * 1.3
-    axes.set_yscale("log")
-    axes.set_ylim(low, high)
-    axes.yaxis.set_major_locator(FixedLocator(ticks(low, high)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.scaled(value)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Round values between `low` and `high`, 3 to 8 of them, for a logarithmic scale."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in (
-        (1,),
-        (1, 3),
-        (1, 2, 5),
-        (1, 1.5, 2, 3, 5, 7),
-        tuple(np.arange(1, 10, 0.5)),
-        tuple(np.arange(1, 10, 0.1)),
-    ):
-        inside = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
-        if len(inside) >= 3:
-            return inside[:: math.ceil(len(inside) / 8)]
-    return list(np.linspace(low, high, 4))
+    scales.logarithmic(axes, min(values) / 1.15, max(values) * 1.3, words.scaled)

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 from chopjax import files
 from chopjax.chop.plan import Plan
-from chopjax.report import curves, figures, plan_drawing, words
+from chopjax.report import curves, figures, plan_drawing, why, words
 from chopjax.report.markup import Markup, element, join
 from chopjax.report.run import Run, headline
 from chopjax.report.style import CSS
+from chopjax.report.tables import scrolled
 
 # The browser itself refuses whatever is not in the page, should a text ever slip through as markup.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -41,6 +42,9 @@ def render(run: Run) -> str:
 def _sections(run: Run) -> Iterator[Markup]:
     if run.columns():
         yield _section("Before and after", _figures_table(run))
+    reasons = list(why.content(run))
+    if reasons:
+        yield _section("Why these", *reasons)
     if run.plan is not None:
         yield _section("What was kept", *_plan(run.plan))
     yield _section("How it healed", *_healing(run))
@@ -82,12 +86,7 @@ def _figures_table(run: Run) -> Markup:
         )
         for row in rows
     ]
-    return _table([element("td"), *heads], lines)
-
-
-def _table(heads: list[Markup], lines: list[Markup]) -> Markup:
-    table = element("table", element("thead", element("tr", *heads)), element("tbody", *lines))
-    return element("div", table, class_="scroll", tabindex=0)
+    return scrolled([element("td"), *heads], lines)
 
 
 def _plan(plan: Plan) -> Iterator[Markup]:
@@ -123,7 +122,7 @@ def _axes_table(plan: Plan) -> Markup:
                 element("td", why, class_="soft") if plan.reasons else None,
             )
         )
-    return _table(heads, lines)
+    return scrolled(heads, lines)
 
 
 def _bar(share: float) -> Markup:

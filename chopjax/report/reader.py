@@ -9,9 +9,13 @@ from typing import Any
 
 from chopjax.chop.plan import Plan
 from chopjax.errors import UserError
+from chopjax.report import records
 from chopjax.report.figures import COLUMNS, ModelFigures
 from chopjax.report.run import Run
+from chopjax.score.file import ScoreFile
 from chopjax.train import metrics
+
+SCORES = pathlib.Path("scores", "scores.safetensors")
 
 # Fields of `summary.json` that hold a model's figures, beside the optional nested `models`.
 FLAT_FIGURES = {
@@ -22,7 +26,8 @@ FLAT_FIGURES = {
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
-    """Reads `summary.json`, `plan.json`, `metrics.jsonl`, `samples.json` and `config.json` of a run.
+    """Reads what a run's folder holds of `summary.json`, `plan.json`, `metrics.jsonl`, `samples.json`, `config.json`,
+    `scores/scores.safetensors`, `search.json` and `removal.json`.
 
     `summary.json` may hold `source`, `teacher`, `tokens`, `seconds`, `length`, `gap_closed`, the flat figures of
     `FLAT_FIGURES`, and `models`: for each model the fields of `ModelFigures`, which come first.
@@ -35,6 +40,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         raise UserError(f"{folder}: no such folder; give the workdir of a run")
     summary = _json(folder / "summary.json", dict) or {}
     plan = Plan.from_json(text) if (text := _text(folder / "plan.json")) is not None else None
+    scores, search, removal = folder / SCORES, _json(folder / "search.json", dict), _json(folder / "removal.json", dict)
     return Run(
         source=str(summary.get("source") or (plan and plan.name) or folder.resolve().name),
         teacher=str(summary.get("teacher") or ""),
@@ -47,6 +53,9 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         length=summary.get("length"),
         gap_closed=summary.get("gap_closed"),
         config=_json(folder / "config.json", dict),
+        scores=ScoreFile.load(scores).sums if scores.exists() else {},
+        search=None if search is None else records.search(search),
+        removal=None if removal is None else records.removal(removal),
     )
 
 

@@ -4,9 +4,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from chopjax.chop.plan import Plan
 from chopjax.report import figures, words
 from chopjax.report.figures import ModelFigures
+from chopjax.report.records import Removal, Search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +29,9 @@ class Run:
         length: tokens of the sequence for which FLOPs and the KV cache were counted.
         gap_closed: share of the lost log-perplexity won back; worked out from `models` where it is None.
         config: the resolved config of the run, JSON-able.
+        scores: the sums of the score file (`chopjax.score.file`).
+        search: the search over sizes.
+        removal: losses without layers.
     """
 
     source: str
@@ -38,6 +45,9 @@ class Run:
     length: int | None = None
     gap_closed: float | None = None
     config: Mapping[str, Any] | None = None
+    scores: Mapping[str, Float[np.ndarray, "half *rest"]] = dataclasses.field(default_factory=dict)
+    search: Search | None = None
+    removal: Removal | None = None
 
     def columns(self) -> dict[str, ModelFigures]:
         """The models that have figures, in the order in which tables show them."""

@@ -81,8 +81,11 @@ svg.chart text { font-family: inherit !important; }
 svg.chart .spots path { fill: transparent; }
 svg.chart .spots path:hover { fill: var(--ink); fill-opacity: .12; }
 .why > figure { margin: 0; min-width: 0; }
-.why svg.chart { min-width: 23rem; }
-.why + * { margin-top: 1.5rem; }
+.why svg.chart { min-width: 19rem; max-width: 28rem; }
+.why { row-gap: 2rem; }
+.why + *, .scroll + h3 { margin-top: 2rem; }
+table.candidates { width: auto; min-width: 60%; font-size: .93rem; }
+tbody th.chosen { min-width: 0; color: var(--second); font-size: .85rem; font-weight: 650; }
 .swatch { display: inline-block; width: 1.1rem; height: .75rem; margin: 0 .35rem 0 1rem; vertical-align: -.05rem; }
 .swatch:first-child { margin-left: 0; }
 .swatch.kept { background: var(--kept); }
@@ -101,6 +104,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.2rem; m
 dd { margin: 0; overflow-wrap: anywhere; }
 details > summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; font-size: .82rem; line-height: 1.45; }
+@media (max-width: 30rem) { main { padding: 1.5rem .7rem 3rem; } section { padding: 1rem .8rem; } }
 @media print { body { background: none; } section { break-inside: avoid; } details > pre { white-space: pre-wrap; } }
 """
 )

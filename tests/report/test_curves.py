@@ -2,11 +2,9 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from report.made_up_runs import metrics
 
-from chopjax.report.curves import MOST_POINTS, charts, describe, draw, series, thinned, ticks
+from chopjax.report.curves import MOST_POINTS, charts, describe, draw, series, thinned
 
 
 def test_charts_of_a_distillation_run() -> None:
@@ -53,11 +51,3 @@ def test_thinning_keeps_the_mean_and_gaps() -> None:
     assert np.isnan(few_y[300:310]).all() and np.isfinite(np.delete(few_y, range(300, 310))).all()
     assert few_y[0] == pytest.approx(np.delete(y[:10], 5).mean())
     assert few_x[1] == pytest.approx(14.5)
-
-
-@given(st.floats(0.5, 1e6), st.floats(1.5, 1e6))
-def test_ticks_are_few_and_inside(low: float, factor: float) -> None:
-    found = ticks(low, low * factor)
-    assert 3 <= len(found) <= 8
-    assert all(low * (1 - 1e-9) <= tick <= low * factor * (1 + 1e-9) for tick in found)
-    assert found == sorted(found)

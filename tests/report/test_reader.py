@@ -1,8 +1,11 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 from report.made_up_runs import metrics, middle_plan
+from report.made_up_scores import scores, write
+from report.pictures.painted import SIZES
 
 from chopjax.errors import UserError
 from chopjax.report.figures import ModelFigures
@@ -67,3 +70,20 @@ def test_damage_is_said(tmp_path: pathlib.Path) -> None:
         read_run(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         read_run(tmp_path / "nowhere")
+
+
+def test_scores_search_and_removal(tmp_path: pathlib.Path) -> None:
+    write(tmp_path, SIZES)
+    run = read_run(tmp_path)
+    np.testing.assert_array_equal(run.scores["mlp"], scores(SIZES)["mlp"])
+    assert run.search is not None and len(run.search.candidates) == 32
+    assert run.removal is not None and len(run.removal.removed) == 3
+
+
+@pytest.mark.parametrize("name", ["search.json", "removal.json", "scores/scores.safetensors"])
+def test_damage_to_what_the_choice_was_made_from_is_said(tmp_path: pathlib.Path, name: str) -> None:
+    write(tmp_path, SIZES)
+    (tmp_path / name).write_bytes(b"[]")
+    with pytest.raises(UserError, match=name) as error:
+        read_run(tmp_path)
+    assert "\n" not in str(error.value)
