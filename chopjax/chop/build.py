@@ -16,7 +16,8 @@ from chopjax.errors import UserError
 
 Scores = Mapping[str, Float[np.ndarray, "..."]]
 """By axis, each shaped like its axis; for layers what `LAYER_SCORE` says of the criterion; and where key/value heads
-are merged, `kv_similarity` [layers, kv_heads, kv_heads] of every two, neighbours being merged without it."""
+are merged, `kv_similarity` [layers, kv_heads, kv_heads] of every two, neighbours being merged without it; and `words`,
+the ids that stay, where it is not the first."""
 
 WIDTHS = ("kv_heads", "q_per_kv", "mlp", "embed")
 
@@ -124,7 +125,10 @@ def build_plan(wanted: PlanConfig, source: Sizes, scores: Scores, name: str = ""
         if wanted.head_residual != "off" and (axis == "q_per_kv" or axis == "kv_heads" and uncut["q_per_kv"] == 1):
             edits.append(head_residual(score, kept[axis], wanted.head_residual, axis))
     if 0 < wanted.vocab < source["vocab"]:
-        kept["vocab"], reasons["vocab"] = np.arange(wanted.vocab, dtype=np.int32), "rows beyond the tokenizer dropped"
+        kept["vocab"] = np.asarray(scores.get("words", np.arange(wanted.vocab)), np.int32)
+        reasons["vocab"] = "most frequent words of the calibration text, closed under merges"
+        if kept["vocab"][-1] < wanted.vocab:
+            reasons["vocab"] = "rows beyond the tokenizer dropped"
     if wanted.refit and kept:
         edits.append(Refit(wanted.ridge, refit_rows))
     plan = Plan(dict(source), kept, reasons, name, tuple(edits))

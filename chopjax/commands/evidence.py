@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from chopjax.axes import AROUND
 from chopjax.chop.build import LAYER_SCORE, Scores, axes_to_score, layers_by_score
 from chopjax.chop.config import PlanConfig
 from chopjax.chop.heads import head_similarity
-from chopjax.commands import removal, score
-from chopjax.commands.run import Run
+from chopjax.commands import removal, score, vocabulary
+from chopjax.commands.run import DIMCHOP, Run
 from chopjax.hf.reading import read_leaf
 from chopjax.score.aggregate import activation_scores
 from chopjax.score.similarity import Kind, block_importance, removal_distances
@@ -28,11 +29,15 @@ def scores_for(run: Run, wanted: PlanConfig) -> dict[str, np.ndarray]:
     if wanted.merge_kv_heads:
         kernels = (read_leaf(run.source, f"layers/attention/{name}/kernel", dtype=np.float32) for name in "kv")
         found["kv_similarity"] = head_similarity(*kernels)
+    if 0 < wanted.vocab < run.tokenizer.vocab:
+        found["words"] = vocabulary.kept_words(run, score.read(run).sums["words"].sum(0), wanted.vocab)
     return found
 
 
 def widths(run: Run, wanted: PlanConfig) -> Scores:
     """Scores of neurons, heads and channels by `wanted.widths_by`."""
+    if run.settings.dimchop.mode == "pooled":
+        return load_file(run.workdir / DIMCHOP)
     if wanted.widths_by == "activation":
         return activation_scores(score.read(run).sums, wanted.over_batch, wanted.over_sequence)
     return _of_weights(run, wanted.widths_by)
@@ -50,7 +55,7 @@ def layers(run: Run, wanted: PlanConfig) -> Scores:
     return {"layers": _of_weights(run, by)["layers"]}
 
 
-def placeholders(run: Run, wanted: PlanConfig) -> Scores:
+def placeholders(run: Run, wanted: PlanConfig) -> dict[str, np.ndarray]:
     """Zeros in place of every score, for what does not depend on them: which sizes a plan keeps."""
     sizes = run.source.config.sizes
     found = {axis: np.zeros([sizes[name] for name in (*AROUND[axis], axis)]) for axis in axes_to_score(wanted, sizes)}
@@ -59,6 +64,8 @@ def placeholders(run: Run, wanted: PlanConfig) -> Scores:
         lengths = {"layers": whole, "blocks": max(1, whole - count + 1), "removed": whole}
         kind = LAYER_SCORE[wanted.layers_by]
         found[kind] = np.arange(lengths[kind], dtype=np.float64)
+    if 0 < wanted.vocab < run.tokenizer.vocab:
+        found["words"] = vocabulary.kept_words(run, np.zeros(sizes["vocab"], np.int64), wanted.vocab)
     return found
 
 

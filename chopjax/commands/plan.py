@@ -1,15 +1,16 @@
 """What is kept on every axis, and why: `WORKDIR/plan.json`."""
 
+import dataclasses
 import functools
 import pathlib
 from typing import Any
 
 from chopjax import files
 from chopjax.chop.apply import chop_config
-from chopjax.chop.build import WIDTHS, Scores, build_plan
+from chopjax.chop.build import WIDTHS, Scores, axes_to_score, build_plan
 from chopjax.chop.config import PlanConfig
 from chopjax.chop.plan import Plan, check_source
-from chopjax.commands import evidence, metric, score, search
+from chopjax.commands import evidence, metric, score, search, vocabulary
 from chopjax.commands.run import PLAN, Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
@@ -35,11 +36,16 @@ def make(run: Run) -> None:
     Raises:
         UserError: a plan that no model, mesh or stock class could follow.
     """
+    from chopjax.commands import dimchop  # which trains, and training asks this module what decides a plan
+
     needed = score.needed(run)
     if needed:
         score.make(run)
     wanted = search.make(run) if run.settings.search.wanted else run.settings.plan
-    before = {"scores": run.stages.digest("score"), "sizes": _sizes(wanted)} if needed else {}
+    before: dict[str, Any] = {"scores": run.stages.digest("score"), "sizes": _sizes(wanted)} if needed else {}
+    if dimchop.needed(run):
+        dimchop.make(run)
+        before["dimchop"] = run.stages.digest("dimchop")
     run.stage(STAGE, inputs(run) | before, functools.partial(_work, run, wanted))
     note = _check(run, run.plan)
     student = chop_config(run.source.config, run.plan)
@@ -77,13 +83,14 @@ def inputs(run: Run) -> dict[str, Any]:
 
 
 def describe(plan: Plan) -> list[str]:
-    """One line for each axis that is cut."""
-    return [
+    """One line for each axis that is cut, and for each edit of weights."""
+    axes = [
         f"{axis} {plan.source[axis]} -> {plan.sizes[axis]}"
         + (f" (kept {ranges(plan.layers)})" if axis == "layers" else "")
         + (f": {plan.reasons[axis]}" if axis in plan.reasons else "")
         for axis in plan.kept
     ]
+    return axes + [edit.describe() for edit in plan.edits]
 
 
 def _work(run: Run, wanted: PlanConfig) -> None:
@@ -97,7 +104,13 @@ def _work(run: Run, wanted: PlanConfig) -> None:
 
 
 def _build(run: Run, wanted: PlanConfig, scores: Scores) -> Plan:
-    return build_plan(wanted, run.source.config.sizes, scores, run.settings.source, run.settings.score.rows)
+    plan = build_plan(wanted, run.source.config.sizes, scores, run.settings.source, run.settings.score.rows)
+    if run.settings.dimchop.mode == "pooled":
+        said = dict.fromkeys(
+            axes_to_score(wanted, plan.source), "DimCHOP: sensitivity x uncertainty, pooled (Just CHOP)"
+        )
+        plan = dataclasses.replace(plan, reasons={**plan.reasons, **said})
+    return plan
 
 
 def _sizes(wanted: PlanConfig) -> dict[str, int]:
@@ -114,14 +127,7 @@ def _read(file: pathlib.Path) -> Plan:
 def _check(run: Run, plan: Plan) -> str | None:
     """Refuses a plan that cannot be followed; a note for the user if the student is of another family."""
     check_source(plan, run.source.config.sizes)
-    words = run.tokenizer.vocab
-    if "vocab" in plan.kept and plan.sizes["vocab"] < words:
-        raise UserError(f"plan.vocab: keeps {plan.sizes['vocab']} rows, but the tokenizer has {words} tokens")
-    if plan.sizes["vocab"] < words:
-        raise UserError(
-            f"{run.source.folder}: the tokenizer has ids up to {words - 1}, but the model has only "
-            f"{plan.sizes['vocab']} rows of vocabulary; take the tokens beyond out of tokenizer.json"
-        )
+    vocabulary.check(run, plan)
     student = chop_config(run.source.config, plan)
     run.check_mesh(student)
     return target_family(run.source.family, student)[1]
