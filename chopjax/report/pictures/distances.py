@@ -102,10 +102,10 @@ def _paint(found: Distances, figure: Figure, palette: Palette) -> list[Spot]:
     axes.scatter(
         found.nearest,
         range(1, counts + 1),
-        s=min(22, (115 / counts) ** 2),
+        s=float(np.clip((115 / counts) ** 2, 3, 22)),
         facecolors=palette.card,
         edgecolors=palette.ink,
-        linewidths=0.8,
+        linewidths=0.8 if counts <= 40 else 0,
         zorder=3,
     )
     if found.removed and found.removed[1] <= counts:

@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 
 from chopjax.report import scales, words
 from chopjax.report.canvas import Look, Palette, Picture, Spot
 from chopjax.report.curves import thinned
 from chopjax.report.pictures import layers, widths
 from chopjax.report.pictures.widths import Widths, measured
-from chopjax.report.plan_drawing import AXES
+from chopjax.report.plan_drawing import AXES, BARCODE_CELLS, shares
 from chopjax.report.run import Run
 
 BINS = 48
@@ -176,7 +176,7 @@ def _dots(axes: Axes, scores: Float[np.ndarray, "rows units"], one: Widths, pale
 
 
 def _by_rank(axes: Axes, one: Widths, palette: Palette) -> list[Spot]:
-    """All scores from the highest to the lowest; dropped ones in the second colour."""
+    """All scores from the highest to the lowest, and beneath them which of the ranks are dropped."""
     scores = np.where(one.scores[0] > 0, one.scores[0], np.nan)
     order = np.argsort(np.where(np.isfinite(scores), -scores, np.inf), kind="stable")
     ranks, ordered = np.arange(1.0, len(scores) + 1), scores[order]
@@ -184,25 +184,25 @@ def _by_rank(axes: Axes, one: Widths, palette: Palette) -> list[Spot]:
     low, high = low / (high / low) ** 0.12 / 1.05, high * 1.1
     axes.plot(*thinned(ranks, ordered), color=palette.first, linewidth=1.8)
     if one.stays is not None:
-        dropped = ~one.stays[0][order]
-        look: Look = {"color": palette.second, "linewidth": max(0.4, 350 / len(scores))}
-        axes.vlines(ranks[dropped], low, low * (high / low) ** 0.06, **look)
-        axes.legend(handles=[Line2D([], [], color=palette.second, label="dropped")], loc="upper right")
+        # As high as the share of the ranks that is dropped, so that a wide model is drawn in few steps.
+        dropped = shares(np.flatnonzero(~one.stays[0][order]), len(order), BARCODE_CELLS)
+        edges = np.linspace(0.5, len(order) + 0.5, len(dropped) + 1)
+        heights = low * (high / low) ** (0.07 * dropped)
+        axes.stairs(heights, edges, baseline=low, fill=True, color=palette.second, linewidth=0, label="dropped")
+        axes.legend(loc="upper right", handlelength=1.2)
     axes.set_xlabel("rank")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xlim(0, len(scores) + 1)
     scales.logarithmic(axes, low, high)
     axes.set_title(f"{one.kind}, sorted", fontweight="normal")
-    step = max(1, len(scores) // 48)
-    return [
-        Spot(axes, (ranks[at] - step / 2, ranks[at] + step / 2), None, f"rank {int(ranks[at]):,}: channel {order[at]}, "
-             f"{words.significant(ordered[at])}{_fate(one, order[at])}")
-        for at in range(0, len(scores), step)
-        if np.isfinite(ordered[at])
-    ]  # fmt: skip
+    half = max(1, len(scores) // BINS) / 2
+    told = [at for at in range(0, len(scores), round(2 * half)) if np.isfinite(ordered[at])]
+    return [Spot(axes, (ranks[at] - half, ranks[at] + half), None, _ranked(one, at, int(order[at]))) for at in told]
 
 
-def _fate(one: Widths, unit: int) -> str:
-    return "" if one.stays is None else ", kept" if one.stays[0, unit] else ", dropped"
+def _ranked(one: Widths, place: int, unit: int) -> str:
+    fate = "" if one.stays is None else ", kept" if one.stays[0, unit] else ", dropped"
+    return f"rank {place + 1:,}: channel {unit}, {words.significant(one.scores[0, unit])}{fate}"
 
 
 def _quantiles(scores: Float[np.ndarray, " units"]) -> str:

@@ -18,7 +18,7 @@ from chopjax.report.run import Run
 from chopjax.score.candidates import SCORED, dense_name
 
 # Of a longer path, labels of layers would touch each other.
-MOST_LABELLED = 40
+MOST_LABELLED = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +123,8 @@ def _paint_path(found: Path, figure: Figure, palette: Palette) -> list[Spot]:
     planned = np.array([True, *(layer in found.planned for layer in found.removed)])
     _dots(axes, numbers, losses, planned, palette)
     labels = ["none", *map(str, found.removed)]
-    every = math.ceil(len(labels) / MOST_LABELLED)
-    axes.set_xticks(numbers[::every], labels[::every], fontsize=11 if len(labels) <= 20 else 8)
+    every = -(-len(labels) // MOST_LABELLED)
+    axes.set_xticks(numbers[::every], labels[::every], fontsize=11 if len(labels) <= 14 else 8)
     axes.set_xlabel("layer removed, in this order")
     if found.planned and not planned.all():
         axes.legend(loc="upper left", handletextpad=0.2)

@@ -64,8 +64,9 @@ def test_marks_of_layers_and_ranks() -> None:
     mlp, _, heads, embed = (painted(picture) for picture in pictures(measured_run()))
     assert len(mlp[0].axes[1].collections) == 2  # two bands
     assert sum(len(dots.get_offsets()) for dots in heads[0].axes[1].collections) == 18
-    (rug,) = embed[0].axes[1].collections
-    assert len(rug.get_paths()) == 4
+    (dropped,) = embed[0].axes[1].patches
+    heights, edges, lowest = dropped.get_data()
+    assert np.flatnonzero(heights > lowest).tolist() == [20, 21, 22, 23] and len(edges) == 25
     assert any(spot.text.startswith("layer 4, removed: median") for spot in mlp[1])
     assert sum(spot.text.endswith(", dropped") for spot in embed[1]) == 4
 
