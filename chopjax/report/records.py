@@ -82,7 +82,7 @@ def search(record: Mapping[str, Any]) -> Search:
     Raises:
         UserError: names the field that is not as it should be.
     """
-    fields = _Fields("search.json", "search", record)
+    fields = _Fields("search.json", record)
     lines = fields.of("candidates", _is_list, "a list")
     candidates = tuple(_candidate(line, f"candidates[{number}]") for number, line in enumerate(lines))
     chosen = fields.whole("chosen")
@@ -107,7 +107,7 @@ def removal(record: Mapping[str, Any]) -> Removal:
     Raises:
         UserError: names the field that is not as it should be.
     """
-    fields = _Fields("removal.json", "train", record)
+    fields = _Fields("removal.json", record)
     removed = fields.of("removed", _is_list, "a list", [])
     if not all(_is_whole(layer) for layer in removed) or len(set(removed)) != len(removed):
         raise fields.error("removed", removed, "a list of layers, each once")
@@ -126,7 +126,7 @@ def removal(record: Mapping[str, Any]) -> Removal:
 
 
 def _candidate(line: Any, place: str) -> Candidate:
-    fields = _Fields("search.json", "search", line if isinstance(line, Mapping) else {}, f"{place}.")
+    fields = _Fields("search.json", line if isinstance(line, Mapping) else {}, f"{place}.")
     sizes = fields.of("sizes", _is_mapping, "an object")
     for axis, size in sizes.items():
         if not _is_whole(size):
@@ -138,8 +138,8 @@ def _candidate(line: Any, place: str) -> Candidate:
 class _Fields:
     """A record of which a field of a wrong kind is said in one line."""
 
-    def __init__(self, file: str, stage: str, record: Mapping[str, Any], inside: str = "") -> None:
-        self.file, self.stage, self.record, self.inside = file, stage, record, inside
+    def __init__(self, file: str, record: Mapping[str, Any], inside: str = "") -> None:
+        self.file, self.record, self.inside = file, record, inside
 
     def of(self, name: str, fits: Callable[[Any], bool], kind: str, default: Any = None) -> Any:
         value = self.record.get(name)
@@ -157,10 +157,8 @@ class _Fields:
     def error(self, name: str, value: Any, kind: str) -> UserError:
         said = repr(value)
         said = said if len(said) <= 40 else f"{said[:37]}..."
-        return UserError(
-            f"{self.file}: {self.inside}{name} is {said}, not {kind}; delete the file and run "
-            f"python -m chopjax.{self.stage} again"
-        )
+        mend = "delete the file and run python -m chopjax.plan again"
+        return UserError(f"{self.file}: {self.inside}{name} is {said}, not {kind}; {mend}")
 
 
 def _is_list(value: Any) -> bool:

@@ -52,7 +52,7 @@ def test_a_removal_as_it_is_written() -> None:
 def test_damage_in_a_search_is_one_line(change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said) as error:
         records.search(search(4, 2) | change)
-    assert "\n" not in str(error.value) and "python -m chopjax.search" in str(error.value)
+    assert "\n" not in str(error.value) and "python -m chopjax.plan" in str(error.value)
 
 
 @pytest.mark.parametrize(
