@@ -130,7 +130,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "keeps nothing": (keeps_nothing, "kept.mlp is empty; a model needs at least one"),
     "too many layers": (giving("plan.remove_layers=3"), "3 of 4 layers with layout 'middle'; use 0 to 2"),
     "too wide": (giving("plan.mlp=21"), "plan.mlp: 21 is more than the 20 that the source has"),
-    "vocabulary": (giving("plan.vocab=200"), "plan.vocab: keeps 200 rows, but the tokenizer has "),
+    "vocabulary": (giving("plan.vocab=200"), "plan.vocab: keeps 200 rows, but 258 must stay "),
     "another model's plan": (other_model, "made for mlp = 21, but the source has 20"),
     "tokenizer": (other_tokenizer, "teacher and student have different tokenizers"),
     "rows too long": (giving("data.length=65"), "data.length is 65, but the model has 64 positions; use 64 or fewer"),
