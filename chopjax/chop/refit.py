@@ -207,8 +207,7 @@ def _step(sums: Sums, ridge: Array) -> Float[Array, "inputs embed"]:
     scale = jnp.trace(sums.gram) / size + _TINY
     damped = sums.gram + ridge * scale * jnp.eye(size, dtype=jnp.float32)
     factor = jax.scipy.linalg.cho_factor(damped, lower=True)
-    step = jax.scipy.linalg.cho_solve(factor, sums.cross)
-    return step + jax.scipy.linalg.cho_solve(factor, sums.cross - damped @ step)
+    return jax.scipy.linalg.cho_solve(factor, sums.cross)
 
 
 def _change(step: Float[Array, "inputs embed"], sums: Sums) -> Float[Array, ""]:

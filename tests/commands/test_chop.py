@@ -17,6 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from chopjax.axes import flatten
 from chopjax.chop.apply import chop_config, chop_params
+from chopjax.chop.edits import MergeKvHeads
+from chopjax.chop.heads import head_residual, neighbours
 from chopjax.chop.plan import Plan
 from chopjax.commands.chop import chop_files
 from chopjax.errors import UserError
@@ -70,6 +72,47 @@ def test_file_to_file_equals_in_memory(family: str, sources: dict[str, pathlib.P
         assert student.config == chop_config(source.config, plan)
         in_memory = jax.tree.map(np.asarray, load_params(source))  # jax and numpy agree: tests/chop/test_apply.py
         same_bits(load_params(student), chop_params(plan, declare(source.config), in_memory))
+
+
+def edit_plan(config: ModelConfig) -> Plan:
+    """Two layers; all KV heads merged into one and one query head dropped, which leaves a residual in another."""
+    merge = MergeKvHeads(neighbours(2, config.kv_heads, config.kv_heads))
+    heads = config.q_heads
+    score = np.random.default_rng(4).random((2, 1, heads))
+    queries = np.sort(np.argsort(-score)[..., : heads - 1])
+    kept = {"layers": np.array([0, 2]), "q_per_kv": queries, "mlp": np.tile(np.arange(5), (2, 1))}
+    return Plan(dict(config.sizes), kept, edits=(merge, head_residual(score, queries, "minitron")))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_edits_file_to_file_are_edits_in_memory(
+    family: str, sources: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    source, plan = open_checkpoint(sources[family]), edit_plan(FAMILIES[family])
+    chop_files(source, plan, tmp_path / "student", 2000)
+    student = open_checkpoint(tmp_path / "student")
+    assert student.config == chop_config(source.config, plan)
+    assert (student.config.kv_heads, student.config.q_heads) == (1, source.config.q_heads - 1)
+    in_memory = jax.tree.map(np.asarray, load_params(source))
+    same_bits(load_params(student), chop_params(plan, declare(source.config), in_memory))
+
+
+def test_merged_heads_load_in_transformers_with_equal_logits(tmp_path: pathlib.Path) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = dataclasses.replace(SMALL, kv_heads=4, q_per_kv=1, embed=24)  # multi-head attention becomes grouped
+    source = open_checkpoint(plain_checkpoint(tmp_path / "model", config, scale=0.3))
+    plan = Plan(dict(config.sizes), {}, edits=(MergeKvHeads(np.array([[[0, 3], [1, 2]]] * 3)),))
+    chop_files(source, plan, tmp_path / "student", WHOLE)
+    student = open_checkpoint(tmp_path / "student")
+    assert student.raw_config["model_type"] == "llama"
+    assert [student.raw_config[f"num_{name}_heads"] for name in ("attention", "key_value")] == [4, 2]
+    tokens = np.random.default_rng(0).integers(0, config.vocab, (2, 9))
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "student", dtype="auto").eval()
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(tokens)).logits.numpy()
+    ours = run_logits(student.config, load_params(student), jnp.asarray(tokens, jnp.int32))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
