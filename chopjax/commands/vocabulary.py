@@ -62,7 +62,7 @@ def kept_words(run: Run, counts: Int[np.ndarray, "vocab"], size: int) -> Int[np.
         size: `plan.vocab`, rows to keep.
 
     Returns:
-        Ascending ids, int32: `size` of them.
+        Ascending ids, int32: `size` of them, or where the tokenizer has fewer tokens (some ids name none) all of these.
 
     Raises:
         UserError: more must stay, or the tokenizer cannot be trimmed.
@@ -72,7 +72,12 @@ def kept_words(run: Run, counts: Int[np.ndarray, "vocab"], size: int) -> Int[np.
         return np.arange(size, dtype=np.int32)
     named = trimmed.named_ids(folder, run.source.config.vocab)
     ends = run.tokenizer.token_id(run.settings.data.eos_token) if run.settings.data.eos_token else None
-    return choose_words(counts, trimmed.read_tokenizer(folder), size, named | ({ends} if ends is not None else set()))
+    if ends is not None:
+        named.add(ends)
+    kept = choose_words(counts, trimmed.read_tokenizer(folder), size, named)
+    if len(kept) < size:
+        run.say(f"plan: plan.vocab: the tokenizer has only {len(kept)} tokens, so {len(kept)} rows stay, not {size}")
+    return kept
 
 
 def check(run: Run, plan: Plan) -> None:
