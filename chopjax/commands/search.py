@@ -13,7 +13,7 @@ from typing import Any
 
 from chopjax import checks, files
 from chopjax.axes import Sizes
-from chopjax.chop.build import WIDTHS, Scores, build_plan
+from chopjax.chop.build import WIDTHS, Scores, build_plan, layers_by_score
 from chopjax.chop.config import PlanConfig
 from chopjax.chop.plan import Plan
 from chopjax.commands import evidence, removal
@@ -48,6 +48,10 @@ def check(run: Run) -> None:
         if getattr(chosen.plan, name):
             mend = "leave one of them out" if name == "file" else f"list search.{name} instead"
             raise UserError(f"plan.{name} is set, but search is to choose the sizes; {mend}")
+    if chosen.dimchop.mode == "pooled":
+        raise UserError("dimchop.mode 'pooled' ranks widths of given sizes; search for sizes without it, or give sizes")
+    if chosen.search.distill and not chosen.data.heldout_fraction and not any(s.heldout for s in chosen.data.sources):
+        raise UserError("search.distill: candidates are ranked on held-out text; set data.heldout_fraction or take 0")
     found(run)
 
 
@@ -147,19 +151,20 @@ class _Plans:
         self._layers: dict[int, Scores] = {}
 
     def of(self, sizes: Sizes) -> Plan:
-        run = self._run
-        chosen = wanted(run, {**run.source.config.sizes, **sizes})
-        if chosen.remove_layers not in self._layers:
-            by_score = evidence.layers_by_score(chosen)
-            self._layers[chosen.remove_layers] = evidence.layers(run, chosen) if by_score else {}
-        scores = {**self._widths, **self._layers[chosen.remove_layers]}
-        return build_plan(chosen, run.source.config.sizes, scores, run.settings.source)
+        """The plan of these sizes, with all words: candidates are tried on the source's own rows."""
+        chosen = dataclasses.replace(wanted(self._run, {**self._run.source.config.sizes, **sizes}), vocab=0)
+        return build_plan(chosen, self._run.source.config.sizes, self._scores(chosen), self._run.settings.source)
+
+    def _scores(self, chosen: PlanConfig) -> Scores:
+        removed = chosen.remove_layers
+        if removed not in self._layers:
+            by_score = layers_by_score(chosen)
+            self._layers[removed] = evidence.layers(self._run, chosen) if by_score else {}
+        return {**self._widths, **self._layers[removed]}
 
 
 def _distilled(run: Run, tried: dict[str, Any]) -> dict[str, Any]:
     """The best few, each trained for a while in a folder of its own, which a run that was cut off goes on in."""
-    if not run.data.heldout():
-        raise UserError("search.distill: candidates are ranked on held-out text; set data.heldout_fraction")
     lines = [dict(line) for line in tried["candidates"]]
     for number, line in enumerate(lines[: run.settings.search.distill], 1):
         run.say(f"search: distils candidate {number} of {run.settings.search.distill}: {_said(line['sizes'])}")
@@ -172,9 +177,11 @@ def _distil(run: Run, sizes: Sizes) -> float:
     from chopjax.commands import chop, heal, plan  # whose own commands make the plan, and so come back here
 
     chosen, steps = run.settings, run.settings.search.distill_steps
-    plan_of = _Plans(run, run.source.config.layers - sizes["layers"]).of(sizes)
-    text = plan_of.to_json()
-    folder = run.workdir / FOLDER / files.digest({"plan": text, "steps": steps, "train": chosen.identity("train")})
+    whole = wanted(run, sizes)
+    scores = evidence.scores_for(run, whole)
+    text = build_plan(whole, run.source.config.sizes, scores, chosen.source, chosen.score.rows).to_json()
+    learnt = chosen.identity("seed", "train", "optimizer", "loss", "data") | {"teacher": chosen.teacher}
+    folder = run.workdir / FOLDER / files.digest({"plan": text, "steps": steps, "learnt": learnt})
     if run.writer:
         files.write_text(folder.with_suffix(".json"), text + "\n")
     run.barrier()

@@ -37,7 +37,6 @@ def test_the_first_budget_is_the_primary_one() -> None:
         ({"embed": (64, 0)}, r"search\.embed is \(64, 0\)"),
         ({"mlp_factor": (2.5, -1.0)}, r"search\.mlp_factor is"),
         ({"mlp": (64,), "mlp_factor": (2.5,)}, r"search\.mlp and search\.mlp_factor are both set"),
-        ({"evaluate": 4, "distill": 5}, r"search\.distill is 5, more than search\.evaluate 4"),
         ({"distill_steps": 0}, r"search\.distill_steps is 0"),
     ],
 )
