@@ -225,10 +225,11 @@ def _check_dimchop(run: Run) -> None:
             )
     else:
         field, steps = "train.steps_before_chop", train.steps_before_chop
-        if wanted.file or not axes_to_score(wanted, run.source.config.sizes):
+        widths = axes_to_score(wanted, run.source.config.sizes)
+        if wanted.file or wanted.merge_kv_heads or run.settings.search.wanted or run.trimmed or not widths:
             raise UserError(
-                "dimchop.mode 'pooled' makes a plan of the widths to keep; "
-                "set plan.mlp, plan.embed, plan.kv_heads or plan.q_per_kv, and no plan.file"
+                "dimchop.mode 'pooled' chooses which units of given widths to keep; set plan.mlp, plan.embed, "
+                "plan.kv_heads or plan.q_per_kv, and no plan.file, plan.merge_kv_heads, plan.vocab or search"
             )
     if chosen.start + chosen.steps > steps:
         raise UserError(
