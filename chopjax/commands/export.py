@@ -41,6 +41,8 @@ def _work(run: Run) -> None:
     dtype = None if chosen.dtype == "source" else chosen.dtype
     note = target_family(run.source.family, config)[1]
     notes = [*([note] if note else []), *vocabulary.trimming(run.source, run.plan).notes]
+    if run.settings.dimchop.mode == "matrix":
+        notes.append(f"DimCHOP: {run.settings.dimchop.share:.0%} of the output dimensions of every matrix are zero.")
     card = model_card(
         run.settings.source,
         config,

@@ -82,6 +82,7 @@ def test_by_matrix(place: runs.Place, tmp_path: pathlib.Path) -> None:
     # What was measured while training, with masks, is what the exported weights give.
     evaluation = json.loads((whole / "evaluation.json").read_text())
     assert evaluation["healed"]["nll"] == pytest.approx(lines[-1]["heldout_loss"], rel=1e-5)
+    assert "DimCHOP: 30% of the output dimensions" in (whole / "export" / "README.md").read_text()
     check_stock(whole / "export")
     killed_and_finished(place, cut_off, MATRIX, Death(STEP, 5, after=cut_off / "checkpoints" / "3"))
     check_same(cut_off, whole)
