@@ -110,7 +110,7 @@ def _scored(run: Run) -> ScoreFile:
             totals |= _taylor(run, params)
         else:
             metric: Any = name.rpartition("/")[2]
-            batches = calibration.calibration(run)
+            batches = calibration.calibration(run, run.settings.score.rows_for_losses)
             totals |= leave_out(run.source.config, params, batches, 1, metric, **loss_options(run))
     return ScoreFile(
         sums=totals,

@@ -36,7 +36,8 @@ class Trials:
         self._run = run
         self._config, self._params = run.source.config, run.load(run.source) if params is None else params
         self._worth = None if metric.is_loss(run) else metric.function(run)
-        self._batches = list(calibration.calibration(run)) if self._worth is None else []
+        rows = run.settings.score.rows_for_losses
+        self._batches = list(calibration.calibration(run, rows)) if self._worth is None else []
 
     def loss(self, plan: Plan) -> float:
         """The metric of what `plan` would keep; losses are means over calibration rows, in nats a token.
