@@ -53,7 +53,8 @@ def _work(run: Run, by: str, count: int) -> None:
 
 def _losses(run: Run, by: str, count: int) -> dict[str, Any]:
     config, params, name = run.source.config, run.load(run.source), cast(LossMetric, run.settings.plan.metric)
-    batches, options = functools.partial(calibration.calibration, run, run.settings.score.rows_for_losses), score.loss_options(run)
+    batches = functools.partial(calibration.calibration, run, run.settings.score.rows_for_losses)
+    options = score.loss_options(run)
     if by == "greedy":
         removal = greedy(config, params, batches, count, name, **options)
         return {"removed": list(removal.layers), "losses": list(removal.losses)}
