@@ -22,7 +22,6 @@ def main(chosen: Settings) -> None:
     run = begin(chosen)
     if not needed(run):
         raise UserError(f"dimchop.mode is {chosen.dimchop.mode!r}; only 'pooled' trains before the plan")
-    heal.check(run)
     make(run)
 
 
@@ -37,8 +36,9 @@ def make(run: Run) -> None:
     The checkpoints stay: training goes on from them after the chop.
 
     Raises:
-        UserError: the workdir holds a run that began otherwise.
+        UserError: the workdir holds a run that began otherwise, or settings do not go together.
     """
+    heal.check(run)
     run.stage(STAGE, heal.identity(run), functools.partial(_work, run))
 
 
