@@ -55,7 +55,8 @@ def needed(run: Run) -> bool:
     if chosen.file:
         return False
     trimmed = 0 < chosen.vocab < run.tokenizer.vocab
-    scored = axes_to_score(chosen, run.source.config.sizes) or layers_by_score(chosen)
+    by_activation = run.settings.dimchop.mode != "pooled" and axes_to_score(chosen, run.source.config.sizes)
+    scored = by_activation or layers_by_score(chosen)
     return bool(scored or trimmed or run.settings.search.wanted)
 
 
