@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from chopjax.models.block import Constrain, unpinned
@@ -21,8 +22,8 @@ __all__ = ["finish", "score_sums"]
 
 Sums = dict[str, Array]
 
-# Tokens of each row whose pairs of hidden states exist at one time.
-CHUNK = 32
+# Tokens of each row whose pairs of hidden states exist at one time: few, so that their states stay in a CPU's cache.
+CHUNK = 8
 
 
 def score_sums(
@@ -119,17 +120,18 @@ def _pairs(
     index = jnp.arange(length, dtype=jnp.int32)
     last = valid & (index[None] == jnp.max(jnp.where(valid, index[None], -1), axis=1, keepdims=True))
     every, ends = _by_token(valid, halves), _by_token(last, halves)
-    itself = jnp.eye(later.shape[0] + 1, dtype=bool)[None, None]
+    states = later.shape[0] + 1
+    one, other = np.triu_indices(states, k=1)
 
     def of(start: Int[Array, ""] | int, size: int) -> Sums:
         def cut(x: Array, axis: int) -> Array:
             return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
 
-        states = jnp.concatenate([cut(first, 1)[None], cut(later, 2)]).astype(jnp.float32)
-        units = states / jnp.maximum(jnp.linalg.norm(states, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-        cosine = jnp.einsum("sble,tble->blst", units, units, precision=jax.lax.Precision.HIGHEST)
-        # What rounding leaves of a state's angle with itself is thousands of times the rounding of its cosine.
-        cosine = jnp.where(itself, 1, jnp.clip(cosine, -1, 1))
+        h = jnp.concatenate([cut(first, 1)[None], cut(later, 2)]).astype(jnp.float32)
+        products = jnp.einsum("sble,tble->blst", h, h, precision=jax.lax.Precision.HIGHEST)
+        norms = jnp.sqrt(jnp.diagonal(products, axis1=2, axis2=3))
+        scale = jnp.maximum(norms[..., one] * norms[..., other], jnp.finfo(jnp.float32).tiny)
+        cosine = jnp.clip(products[..., one, other] / scale, -1, 1)
         angle = jnp.arccos(cosine) / jnp.pi
         whole, end = cut(every, 1), cut(ends, 1)
         return {"cosine": _sum(whole, cosine, 2), "angle": _sum(whole, angle, 2), "last_angle": _sum(end, angle, 2)}
@@ -138,7 +140,15 @@ def _pairs(
     full, rest = divmod(length, size)
     parts = jax.lax.map(lambda k: of(k * size, size), jnp.arange(full, dtype=jnp.int32))
     sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), parts)
-    return jax.tree.map(jnp.add, sums, of(full * size, rest)) if rest else sums
+    if rest:
+        sums = jax.tree.map(jnp.add, sums, of(full * size, rest))
+    # A state's cosine with itself is 1; made as the others are, rounding would leave it an angle.
+    itself = jnp.sum(every, axis=(0, 1))[:, None, None] * jnp.eye(states, dtype=jnp.float32)[None]
+    whole = {
+        name: jnp.zeros((HALVES, states, states), jnp.float32).at[:, one, other].set(x) for name, x in sums.items()
+    }
+    whole = {name: x + jnp.swapaxes(x, 1, 2) for name, x in whole.items()}
+    return whole | {"cosine": whole["cosine"] + itself}
 
 
 def _by_token(counted: Bool[Array, "batch length"], halves: Float[Array, "batch half"]) -> Array:

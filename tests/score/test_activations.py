@@ -160,7 +160,8 @@ def test_agrees_with_float64_on_packed_and_padded_rows(config: ModelConfig) -> N
         mlp = params["layers"]["mlp"]
         mlp["up"] = {"bias": mlp["up"]["bias"] + 10, "kernel": mlp["up"]["kernel"] * 0.003}
         mlp["down"] = {"bias": mlp["down"]["bias"], "kernel": mlp["down"]["kernel"] * 0.01}
-    length = CHUNK + 7  # a chunk and a rest
+    length = 39
+    assert length > CHUNK and length % CHUNK  # chunks and a rest
     batch = random_rows(config, [[20, 11], [length], [1], [], [9, 9, 21]], length)
     batch["positions"] %= config.positions
     expected = reference(config, params, batch)
