@@ -5,18 +5,21 @@ import functools
 import itertools
 import json
 import math
+import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
 from chopjax import files
+from chopjax.commands import score
 from chopjax.commands.run import Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
 from chopjax.commands.watch import heldout
 from chopjax.data.tokenize import Tokenizer
 from chopjax.errors import UserError
+from chopjax.evaluate.choices import choice_accuracy, load_items
 from chopjax.evaluate.generate import generate
 from chopjax.evaluate.perplexity import Evaluation, rolling_perplexity
 from chopjax.hf.checkpoint import Checkpoint, open_checkpoint
@@ -35,6 +38,9 @@ def main(chosen: Settings) -> None:
     for name, figures in read(run).items():
         said = [f"{TITLES[key]} {significant(figures[key])}" for key in TITLES if figures.get(key) is not None]
         run.say(f"evaluate: {name}: {', '.join(said) or 'nothing finite'} on {figures['tokens']:,} tokens")
+        for file, scores in figures.get("choices", {}).items():
+            both = f"{scores['accuracy']:.1%}, by length {scores['accuracy_norm']:.1%}"
+            run.say(f"evaluate: {name}: accuracy on {file} {both}, of {scores['items']} questions")
 
 
 def make(run: Run) -> None:
@@ -43,7 +49,12 @@ def make(run: Run) -> None:
     Raises:
         UserError: nothing was exported yet.
     """
-    inputs = run.settings.dotted("evaluate") | {"export": run.stages.digest("export"), "teacher": run.teacher_print}
+    questions = {file: files.fingerprint(file) for file in run.settings.evaluate.choices}
+    inputs = (
+        run.settings.dotted("evaluate")
+        | questions
+        | {"export": run.stages.digest("export"), "teacher": run.teacher_print}
+    )
     run.stage(STAGE, inputs, functools.partial(_work, run))
 
 
@@ -80,6 +91,7 @@ def _work(run: Run) -> None:
         evaluations[name] = dataclasses.asdict(found)
         if run.settings.evaluate.window:
             evaluations[name]["rolling_perplexity"] = _rolling(run, config, params).perplexity
+        evaluations[name]["choices"] = _accuracies(run, config, params)
         for sample, text in zip(samples, _texts(run, config, params), strict=True):
             sample[name] = text
     if run.writer:
@@ -95,6 +107,18 @@ def _finite(value: Any) -> Any:
 
 def _models(run: Run) -> dict[str, Checkpoint]:
     return {"teacher": run.teacher, "chopped": run.student, "healed": open_checkpoint(run.export_folder)}
+
+
+def _accuracies(run: Run, config: ModelConfig, params: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """For each file of questions, by its name, `accuracy`, `accuracy_norm` and the number of `items`."""
+    batch, length = run.settings.evaluate.batch, run.student_data.length
+    options = score.loss_options(run) | {"vocab_tokens": run.student_tokenizer.vocab}
+    found = {}
+    for file in run.settings.evaluate.choices:
+        items = load_items(file)
+        scores = choice_accuracy(config, params, run.student_tokenizer, items, batch, length, **options)
+        found[pathlib.Path(file).stem] = dataclasses.asdict(scores)
+    return found
 
 
 def _rolling(run: Run, config: ModelConfig, params: dict[str, Any]) -> Evaluation:
@@ -126,6 +150,8 @@ def check(run: Run) -> None:
     for index, ids in enumerate(_prompts(run, run.tokenizer)):
         if not ids:
             raise UserError(f"evaluate.prompts[{index}] is empty; give some text, or leave it out")
+    for file in run.settings.evaluate.choices:
+        load_items(file)
     window = run.settings.evaluate.window
     for model in (run.source.config, run.teacher.config):
         if window > model.positions and model.rope.kind != "dynamic":

@@ -15,6 +15,8 @@ class EvaluateConfig:
         batch: rows in one forward pass, over all devices.
         window: tokens in a rolling window over the held-out text as one stream, which is scored besides; 0 for none.
         stride: tokens by which the window moves; 0 for half a window.
+        choices: JSONL files of questions with several answers (`chopjax.evaluate.choices`), for each of which accuracy
+            is measured, plain and with log-likelihoods by the length of the answer.
         prompts: texts that the models continue.
         new_tokens: tokens to sample for each prompt.
         temperature: of sampling; 0 takes the most likely token.
@@ -24,6 +26,7 @@ class EvaluateConfig:
     batch: int = 8
     window: int = 0
     stride: int = 0
+    choices: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     new_tokens: int = 64
     temperature: float = 0.0

@@ -57,6 +57,55 @@ def test_the_search_meets_its_budget_and_goes_on_where_it_was_cut_off(place: Pla
     assert all(0.6 * count(MODEL) <= line["parameters"] <= 0.8 * count(MODEL) for line in lines)
 
 
+QUESTIONS = [
+    {"context": "Water runs", "choices": ["down", "up the hill"], "answer": 0},
+    {"context": ["The sun", "The moon"], "choices": [" sets", " sets"], "answer": 1},
+]
+HOOK = """
+def depth_of_what_is_left(config, params):
+    return float(config.layers - params["layers"]["mlp"]["up"]["kernel"][0].sum() * 1e-3)
+"""
+
+
+@pytest.fixture
+def questions(tmp_path: pathlib.Path) -> pathlib.Path:
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in QUESTIONS))
+    return file
+
+
+def test_any_metric_chooses_layers(place: Place, tmp_path: pathlib.Path, questions: pathlib.Path) -> None:
+    (tmp_path / "my_metric.py").write_text(HOOK)
+    metrics = {"kl": "greedy", f"choices:{questions}": "leave_block_out", "json:JSONDecoder": "leave_one_out"}
+    for number, (metric, by) in enumerate(metrics.items()):
+        wanted = (f"plan.metric={metric}", f"plan.layers_by={by}", "plan.remove_layers=2")
+        ended = run(place, "plan", place.arguments(tmp_path / str(number), *wanted))
+        if metric.startswith("json"):
+            assert ended.status != 0
+            continue
+        assert ended.status == 0, ended.stderr
+        assert len(plan(tmp_path / str(number)).layers) == MODEL.layers - 2
+        assert json.loads((tmp_path / str(number) / "removal.json").read_text())["metric"] == metric
+
+
+def test_evaluation_answers_questions(place: Place, tmp_path: pathlib.Path, questions: pathlib.Path) -> None:
+    few = ("train.steps=1", "train.warmup_steps=0", f"evaluate.choices=('{questions}',)")
+    done(place, "train", place.arguments(tmp_path / "run", *few))
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert {name: line["choices"]["questions"]["items"] for name, line in found.items()} == {
+        "teacher": 2, "chopped": 2, "healed": 2,
+    }  # fmt: skip
+
+
+def test_the_search_merges_heads_for_a_smaller_cache(place: Place, tmp_path: pathlib.Path) -> None:
+    space = ("search.kv_cache=half", "search.layers=(4,)", "search.multiple=4")
+    budget = (*BUDGET[:2], *space, "plan.merge_kv_heads=True")
+    done(place, "chop", place.arguments(tmp_path / "run", *budget, "search.evaluate=2", "search.distill=0"))
+    found = plan(tmp_path / "run")
+    assert found.sizes["kv_heads"] == MODEL.kv_heads // 2
+    assert [edit.name for edit in found.edits] == ["merge_kv_heads"]
+
+
 def test_what_cannot_be_is_said_before_anything_is_written(place: Place, tmp_path: pathlib.Path) -> None:
     cases = {
         ("search.params=60k",): "plan.remove_layers is set, but search is to choose the sizes",
