@@ -80,5 +80,10 @@ class PlanConfig:
             or min(self.layers, default=0) < 0
         ):
             raise UserError(f"plan.layers is {self.layers}; give kept layers from 0, ascending, each once")
+        if self.iterations > 1 and (self.merge_kv_heads or self.widths_by != "activation"):
+            raise UserError(
+                f"plan.iterations is {self.iterations}, but only activations are scored again, and heads not merged "
+                "step by step; set it to 1, or use rounds"
+            )
         if self.layers and self.remove_layers:
             raise UserError("plan.layers and plan.remove_layers are both set; give one of them")

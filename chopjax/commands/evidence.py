@@ -1,20 +1,23 @@
 """What ranks the units of a run's source: read from the score file, taken from weights, or measured for the purpose."""
 
 from collections.abc import Mapping
+from typing import Any
 
+import jax
 import numpy as np
 from safetensors.numpy import load_file
 
 from chopjax.axes import AROUND
-from chopjax.chop.build import LAYER_SCORE, Scores, axes_to_score, layers_by_score
+from chopjax.chop.build import LAYER_SCORE, WIDTHS, Scores, axes_to_score, build_plan, layers_by_score
 from chopjax.chop.config import PlanConfig
 from chopjax.chop.heads import head_similarity
-from chopjax.commands import removal, score, vocabulary
+from chopjax.commands import removal, score, trials, vocabulary
 from chopjax.commands.run import DIMCHOP, Run
 from chopjax.hf.reading import read_leaf
 from chopjax.score.aggregate import activation_scores
 from chopjax.score.similarity import Kind, block_importance, removal_distances
 from chopjax.score.weights import magnitude
+from chopjax.sharding.mesh import replicated
 
 ANGLES: Mapping[str, Kind] = {"angular": "angle", "angular_last_token": "last_angle"}
 
@@ -38,9 +41,24 @@ def widths(run: Run, wanted: PlanConfig) -> Scores:
     """Scores of neurons, heads and channels by `wanted.widths_by`."""
     if run.settings.dimchop.mode == "pooled":
         return load_file(run.workdir / DIMCHOP)
-    if wanted.widths_by == "activation":
-        return activation_scores(score.read(run).sums, wanted.over_batch, wanted.over_sequence)
-    return _of_weights(run, wanted.widths_by)
+    if wanted.widths_by != "activation":
+        return _of_weights(run, wanted.widths_by)
+    found: Scores = activation_scores(score.read(run).sums, wanted.over_batch, wanted.over_sequence)
+    for step in range(1, wanted.iterations):
+        found = _of_what_is_left(run, wanted, found, step / wanted.iterations)
+    return found
+
+
+def _of_what_is_left(run: Run, wanted: PlanConfig, scores: Scores, share: float) -> Scores:
+    """Scores of what is left after a share of the cut: `iterations` steps of equal size (Minitron, table 12)."""
+    sizes = run.source.config.sizes
+    cut = axes_to_score(wanted, sizes)
+    part_way = {axis: round(sizes[axis] + share * (getattr(wanted, axis) - sizes[axis])) for axis in cut}
+    widths: dict[str, Any] = dict.fromkeys(WIDTHS, 0) | part_way
+    plan = build_plan(PlanConfig(widths_by=wanted.widths_by, **widths), sizes, scores)
+    masks = jax.device_put(trials.all_masks(plan), replicated(run.mesh))
+    sums = score.activations(run, run.load(run.source), masks)
+    return activation_scores(sums, wanted.over_batch, wanted.over_sequence)
 
 
 def layers(run: Run, wanted: PlanConfig) -> Scores:

@@ -15,6 +15,7 @@ from chopjax.commands import calibration
 from chopjax.commands.run import Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
+from chopjax.models.block import Masks
 from chopjax.models.decoder import Params
 from chopjax.score.activations import score_sums
 from chopjax.score.file import HALVES, ScoreFile
@@ -102,10 +103,7 @@ def _merged(run: Run) -> ScoreFile:
 def _scored(run: Run) -> ScoreFile:
     run.check_mesh(run.source.config)
     params = run.load(run.source)
-    sums_of = functools.partial(score_sums, run.source.config, constrain=run.constrain)
-    # Whole on every process: else those of a `tensor` axis that spans processes could not be written.
-    step = jax.jit(sums_of, out_shardings=replicated(run.mesh))
-    totals = summed(run, lambda batch, number: step(params, calibration.rows_of(batch), batch["half"]))
+    totals = activations(run, params)
     for name in passes(run.settings.plan):
         if name == "taylor":
             totals |= _taylor(run, params)
@@ -122,6 +120,14 @@ def _scored(run: Run) -> ScoreFile:
         dtype=str(run.compute_dtype),
         length=run.data.length,
     )
+
+
+def activations(run: Run, params: Params, masks: Masks | None = None) -> Sums:
+    """The statistics of activations over all calibration rows, of the source or of what masks leave of it."""
+    sums_of = functools.partial(score_sums, run.source.config, constrain=run.constrain)
+    # Whole on every process: else those of a `tensor` axis that spans processes could not be written.
+    step = jax.jit(sums_of, out_shardings=replicated(run.mesh))
+    return summed(run, lambda batch, number: step(params, calibration.rows_of(batch), batch["half"], masks=masks or {}))
 
 
 def _taylor(run: Run, params: Params) -> Sums:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from chopjax.models.block import Constrain, unpinned
+from chopjax.models.block import Constrain, Masks, unpinned
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Params, forward
 from chopjax.score.aggregate import finish
@@ -32,6 +32,7 @@ def score_sums(
     batch: Mapping[str, Array],
     half: Int[Array, "batch"] | None = None,
     constrain: Constrain = unpinned,
+    masks: Masks | None = None,
 ) -> Sums:
     """Sums over the rows and tokens of one batch: float32, but for `words`; the caller adds batches in float64.
 
@@ -51,6 +52,7 @@ def score_sums(
         half: for each row 0 or 1, the half of the calibration rows that it belongs to; None for even and odd rows of
             the batch.
         constrain: pins activation shardings.
+        masks: what is gone already, where widths are cut in several steps; its units score 0.
 
     Returns:
         All with a leading axis of the two halves:
@@ -79,7 +81,7 @@ def score_sums(
             "states": a["block_output"],
         }
 
-    output = forward(config, params, tokens, batch["positions"], segments, tap=tap, constrain=constrain)
+    output = forward(config, params, tokens, batch["positions"], segments, masks=masks, tap=tap, constrain=constrain)
     states = output.taps.pop("states")
     return {
         "rows": jnp.sum(halves, axis=0),

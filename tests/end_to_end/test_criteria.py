@@ -118,3 +118,14 @@ def test_what_cannot_be_is_said_before_anything_is_written(place: Place, tmp_pat
         ended = run(place, "train", place.arguments(tmp_path / str(number), *given))
         assert (ended.status, said in ended.stderr, ended.stderr.count("\n")) == (2, True, 1), ended
         assert not (tmp_path / str(number)).exists()
+
+
+def test_widths_shrink_in_steps(place: Place, tmp_path: pathlib.Path) -> None:
+    steps = {"plan.embed": 24, "plan.mlp": 10, "plan.iterations": 3}
+    arguments = place.arguments(tmp_path / "run", *(f"{name}={value}" for name, value in steps.items()))
+    done(place, "plan", arguments)
+    found = plan(tmp_path / "run")
+    assert (found.sizes["embed"], found.sizes["mlp"]) == (24, 10)
+    # What went in an earlier step scores nothing afterwards, so it never comes back; only the last step says how many.
+    done(place, "plan", [*arguments, "--config.plan.iterations=1"])
+    assert found.kept["mlp"].tolist() != plan(tmp_path / "run").kept["mlp"].tolist()
