@@ -11,7 +11,7 @@ SETUP := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint campaign clean
+.PHONY: help quickstart test lint campaign criteria clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,11 @@ lint: $(VENV)/.test ## ruff and mypy only
 
 campaign: $(VENV)/.test ## the long randomised and full-size tests
 	$(BIN)/python -m pytest -m campaign
+
+criteria: $(VENV)/.demo ## what every criterion loses on a real model: docs/criteria.md; about an hour, needs apt-get
+	$(BIN)/python tools/demo_model.py $(MODEL)
+	$(BIN)/python tools/prose.py runs/prose
+	$(BIN)/python benchmarks/criteria.py $(MODEL) runs/prose/*.jsonl --write docs/criteria.md
 
 clean: ## remove .venv, caches and build products; runs/ is kept
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
