@@ -52,7 +52,7 @@ class PlanConfig:
         file: a plan written by hand or by an earlier run; overrides all of the above.
     """
 
-    layers_by: LayersBy = "middle"
+    layers_by: LayersBy = "greedy"
     remove_layers: int = 0
     layers: tuple[int, ...] = ()
     metric: str = "next_token"

@@ -42,6 +42,7 @@ def get_config(arg=""):
     config.data.threads = 1
     config.score.rows = 6
     config.score.batch = 4
+    config.plan.layers_by = "middle"
     config.plan.remove_layers = 1
     config.plan.mlp = 12
     config.loss.chunk = 32
