@@ -28,10 +28,14 @@ from chopjax.chop.apply import chop_config, chop_params
 from chopjax.chop.build import build_plan
 from chopjax.chop.config import PlanConfig
 from chopjax.chop.plan import Plan
-from chopjax.commands import evidence, score, settings
+from chopjax.chop.refit import refit
+from chopjax.commands import calibration, evidence, score, settings
+from chopjax.commands.refit import asked
 from chopjax.commands.run import Run
 from chopjax.data.batches import one_pass
 from chopjax.evaluate.perplexity import batch_sums
+from chopjax.models.config import ModelConfig
+from chopjax.models.decoder import Params
 from chopjax.models.parameters import count, declare
 from chopjax.sharding.mesh import place_batch
 
@@ -59,9 +63,12 @@ def main() -> None:
     options = parser.parse_args()
     run = start(options)
     judge = Judge(run, options.judged)
+    # A greedy removal begins with every shorter one.
+    order = evidence.layers(run, PlanConfig(layers_by="greedy", remove_layers=max(REMOVED)))
     rows = []
     for wanted, row in wishes(run):
-        plan = build_plan(wanted, run.source.config.sizes, evidence.scores_for(run, wanted), run.settings.source)
+        scores = order if wanted.layers_by == "greedy" and wanted.remove_layers else evidence.scores_for(run, wanted)
+        plan = build_plan(wanted, run.source.config.sizes, scores, run.settings.source, options.rows)
         losses = judge.losses(plan)
         rows.append(row | {"losses": losses, "parameters": judge.parameters(plan)})
         print(f"{row['axis']:6} {row['kept']:>9} {row['criterion']:24} {judge.perplexity(losses):10.2f}", flush=True)
@@ -100,6 +107,8 @@ def wishes(run: Run) -> Iterator[tuple[PlanConfig, dict[str, Any]]]:
             wanted = PlanConfig(layers_by=by, remove_layers=removed)
             row = {"axis": "layers", "criterion": by, "kept": f"{whole.layers - removed}"}
             yield wanted, row | {"default": by == DEFAULT.layers_by}
+            if by == DEFAULT.layers_by:
+                yield refitted(wanted, row)
     for share in SHARES:
         embed, mlp = widths(run, share)
         for by, (batch, sequence) in rankings():
@@ -109,6 +118,14 @@ def wishes(run: Run) -> Iterator[tuple[PlanConfig, dict[str, Any]]]:
             own = (DEFAULT.widths_by, DEFAULT.over_batch, DEFAULT.over_sequence)
             is_default = (by, batch, sequence) == own if by == "activation" else by == own[0]
             yield wanted, row | {"default": is_default}
+            if is_default:
+                yield refitted(wanted, row)
+
+
+def refitted(wanted: PlanConfig, row: dict[str, Any]) -> tuple[PlanConfig, dict[str, Any]]:
+    """The same plan with its projections fitted anew, which is beside the question of which criterion is best."""
+    refit_row = row | {"criterion": f"{row['criterion']} + refit", "default": False, "rival": False}
+    return dataclasses.replace(wanted, refit=True), refit_row
 
 
 def rankings() -> Iterator[tuple[Any, tuple[Any, Any]]]:
@@ -146,10 +163,11 @@ class Judge:
 
     def losses(self, plan: Plan) -> np.ndarray:
         """Summed next-token loss of each batch, of the model cut by `plan`."""
-        key = files.digest({"plan": json.loads(plan.to_json())["kept"], "rows": len(self._batches)})
+        told = json.loads(plan.to_json())
+        edits = {"edits": told["edits"]} if "edits" in told else {}
+        key = files.digest({"plan": told["kept"], "rows": len(self._batches)} | edits)
         if key not in self._known:
-            config = chop_config(self._run.source.config, plan)
-            params = chop_params(plan, self._leaves, self._params)
+            config, params = self._student(plan)
             options = {"chunk": 512, "vocab_tokens": self._run.tokenizer.vocab}
             sums = [
                 batch_sums(config, params, place_batch(self._run.mesh, batch), **options) for batch in self._batches
@@ -157,6 +175,14 @@ class Judge:
             self._known[key] = [float(one["next_token"]) for one in sums]
             files.write_json(self._file, self._known)
         return np.asarray(self._known[key])
+
+    def _student(self, plan: Plan) -> tuple[ModelConfig, Params]:
+        source = self._run.source.config, self._params
+        config, params = chop_config(source[0], plan), chop_params(plan, self._leaves, self._params)
+        if fit := asked(plan):
+            batches = [calibration.rows_of(batch) for batch in calibration.calibration(self._run, fit.rows)]
+            params = refit(source, (config, params), plan, batches, fit.ridge).params
+        return config, params
 
     def perplexity(self, losses: np.ndarray) -> float:
         """Over all tokens."""
@@ -180,11 +206,13 @@ class Judge:
 def mark(rows: list[dict[str, Any]], judge: Judge) -> None:
     """Adds each row's perplexity and whether it is tied with the best of its size."""
     for row in rows:
-        rivals = [other for other in rows if (other["axis"], other["kept"]) == (row["axis"], row["kept"])]
+        same = [other for other in rows if (other["axis"], other["kept"]) == (row["axis"], row["kept"])]
+        rivals = [other for other in same if other.get("rival", True)]
         best = min(rivals, key=lambda other: other["losses"].sum())
         behind = (row["losses"] - best["losses"]).sum() / judge.tokens.sum()
         row["perplexity"] = judge.perplexity(row["losses"])
-        row["tied"] = bool(behind <= 2 * judge.standard_error(row["losses"], best["losses"]))
+        tied = behind <= 2 * judge.standard_error(row["losses"], best["losses"])
+        row["tied"] = bool(tied and row.get("rival", True))
 
 
 def table(rows: list[dict[str, Any]], judge: Judge, run: Run, options: argparse.Namespace) -> str:
@@ -196,7 +224,7 @@ def table(rows: list[dict[str, Any]], judge: Judge, run: Run, options: argparse.
         f"**{judge.dense:.2f}** uncut. Criteria saw {options.rows} rows of {options.length} tokens (those that measure "
         f"losses {options.loss_rows} of them); judged on "
         f"{judge.tokens.sum():,} other tokens from {', '.join(Path(text).stem for text in options.texts)}.",
-        "Bold: the best of its column, or within two standard errors of it (paired bootstrap over batches). "
+        "Bold: the best criterion of its column, or within two standard errors of it (paired bootstrap over batches). "
         "★: chopjax's default. Made by `make criteria`.",
     ]
     for axis, title in (("layers", "Layers left"), ("width", "Channels x neurons left (share of parameters)")):
