@@ -258,15 +258,20 @@ class Run:
         return files.fingerprint(self.teacher.folder, nested=False)
 
 
-def begin(chosen: Settings) -> Run:
+def begin(chosen: Settings, check: Callable[[Run], None] = lambda run: None) -> Run:
     """A run whose resolved config is written to its workdir.
 
+    Args:
+        chosen: its settings.
+        check: says what is wrong with them before anything is written.
+
     Raises:
-        UserError: as `Run.begin`, or the settings are of several rounds, which only the whole flow can make.
+        UserError: as `Run.begin` or `check`, or the settings are of several rounds, which only the whole flow can make.
     """
     if chosen.rounds:
         raise UserError("rounds: only python -m chopjax.train runs rounds; take them out, or give it this config")
     run = Run(chosen)
+    check(run)
     run.begin()
     return run
 
