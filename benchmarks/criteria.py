@@ -16,7 +16,6 @@ import dataclasses
 import itertools
 import json
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,7 @@ def wishes(run: Run) -> Iterator[tuple[PlanConfig, dict[str, Any]]]:
     for removed in REMOVED:
         for by in (*LAYOUTS, *MEASURED, *OTHERS, "random"):
             wanted = PlanConfig(layers_by=by, remove_layers=removed)
-            row = {"axis": "layers", "criterion": by, "kept": f"{whole.layers - removed}"}
+            row: dict[str, Any] = {"axis": "layers", "criterion": by, "kept": f"{whole.layers - removed}"}
             yield wanted, row | {"default": by == DEFAULT.layers_by}
             if by == DEFAULT.layers_by:
                 yield refitted(wanted, row)
@@ -248,4 +247,4 @@ def cell(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

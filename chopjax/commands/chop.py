@@ -12,7 +12,7 @@ from chopjax import files
 from chopjax.chop.apply import chop_config, gather
 from chopjax.chop.optimizer_state import refuse_edits
 from chopjax.chop.plan import Plan
-from chopjax.commands import calibration, refit, score, vocabulary
+from chopjax.commands import calibration, refit, vocabulary
 from chopjax.commands import plan as planning
 from chopjax.commands.run import STUDENT, Run, begin
 from chopjax.commands.settings import Settings
@@ -27,10 +27,8 @@ STAGE = Stage("chop", (STUDENT,))
 
 
 def main(chosen: Settings) -> None:
-    """Scores and plans if that is not done, then chops."""
-    run = begin(chosen)
-    if score.needed(run):
-        score.make(run)
+    """Plans if that is not done, then chops."""
+    run = begin(chosen, planning.check)
     planning.make(run)
     make(run)
 

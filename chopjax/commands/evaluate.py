@@ -150,6 +150,9 @@ def check(run: Run) -> None:
     for index, ids in enumerate(_prompts(run, run.tokenizer)):
         if not ids:
             raise UserError(f"evaluate.prompts[{index}] is empty; give some text, or leave it out")
+    names = [pathlib.Path(file).stem for file in run.settings.evaluate.choices]
+    if twice := [name for index, name in enumerate(names) if name in names[:index]]:
+        raise UserError(f"evaluate.choices: two files are called {twice[0]}, and results go by name; rename one")
     for file in run.settings.evaluate.choices:
         load_items(file)
     window = run.settings.evaluate.window

@@ -1,5 +1,6 @@
 """What ranks the units of a run's source: read from the score file, taken from weights, or measured for the purpose."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,6 +96,8 @@ def _of_weights(run: Run, by: str) -> dict[str, np.ndarray]:
         sums = score.read(run).sums
         return {axis: sums[f"taylor/{axis}"].sum(0) for axis in shapes}
     if by == "magnitude":
-        return {axis: np.asarray(value) for axis, value in magnitude(run.source.config, run.load(run.source)).items()}
+        # Whole on every process, as sums of activations are.
+        pooled = jax.jit(functools.partial(magnitude, run.source.config), out_shardings=replicated(run.mesh))
+        return {axis: np.asarray(value) for axis, value in pooled(run.load(run.source)).items()}
     chance = np.random.default_rng(run.settings.seed)
     return {axis: chance.random(shape) for axis, shape in shapes.items()}

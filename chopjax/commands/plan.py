@@ -10,7 +10,7 @@ from chopjax.chop.apply import chop_config
 from chopjax.chop.build import WIDTHS, Scores, axes_to_score, build_plan
 from chopjax.chop.config import PlanConfig
 from chopjax.chop.plan import Plan, check_source
-from chopjax.commands import evidence, metric, score, search, vocabulary
+from chopjax.commands import evidence, metric, report, score, search, vocabulary
 from chopjax.commands.run import PLAN, Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
@@ -24,8 +24,10 @@ STAGE = Stage("plan", (PLAN,))
 
 
 def main(chosen: Settings) -> None:
-    """Makes the plan, and the scores that it needs."""
-    make(begin(chosen))
+    """Makes the plan, with all that it needs, and a page that shows why."""
+    run = begin(chosen, check)
+    make(run)
+    report.make_page_of_plan(run)
 
 
 def make(run: Run) -> None:

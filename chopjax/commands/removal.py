@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from collections.abc import Iterable
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +13,7 @@ from chopjax.chop.config import PlanConfig
 from chopjax.commands import calibration, metric, score
 from chopjax.commands.run import Run
 from chopjax.commands.stages import Stage
+from chopjax.errors import UserError
 from chopjax.score.candidates import LossMetric, as_costs, mean_losses
 from chopjax.score.metric import greedy_by_metric, leave_out_by_metric
 from chopjax.score.removal import greedy, leave_out
@@ -32,8 +34,10 @@ def measured(run: Run, wanted: PlanConfig) -> np.ndarray:
         return mean_losses(score.read(run).sums, wanted.metric)
     count = 1 if by == "leave_one_out" else wanted.remove_layers
     if by == "greedy":
-        count = max(count, len(_read(run).get("removed", ())))  # a longer removal begins with every shorter one
+        # A longer removal begins with every shorter one; that of another source may be too long.
+        count = max(count, min(len(_read(run).get("removed", ())), run.source.config.layers - 1))
     inputs = score.inputs(run) | metric.inputs(run) | {"plan.layers_by": by, "count": count}
+    del inputs["statistics"]  # of the score file
     run.stage(STAGE, inputs, functools.partial(_work, run, by, count))
     found = _read(run)
     return np.asarray(found["removed"]) if by == "greedy" else as_costs(found["blocks"])
@@ -41,7 +45,10 @@ def measured(run: Run, wanted: PlanConfig) -> np.ndarray:
 
 def _read(run: Run) -> dict[str, Any]:
     file = run.workdir / FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{file}: damaged; remove it to have it made again") from error
 
 
 def _work(run: Run, by: str, count: int) -> None:
@@ -68,9 +75,9 @@ def _by_metric(run: Run, by: str, count: int) -> dict[str, Any]:
     if by == "greedy":
         removal = greedy_by_metric(config, params, worth, count)
         return {"removed": list(removal.layers), "losses": list(removal.losses)}
-    return {"dense": worth(config, params), "blocks": _finite(leave_out_by_metric(config, params, worth, count))}
+    return {"dense": _finite([worth(config, params)])[0], "blocks": _finite(leave_out_by_metric(config, params, worth, count))}
 
 
-def _finite(losses: np.ndarray) -> list[float | None]:
+def _finite(losses: Iterable[float]) -> list[float | None]:
     """JSON has no word for infinity, which stands for a model that broke."""
     return [float(loss) if math.isfinite(loss) else None for loss in losses]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from chopjax import files
+from chopjax.chop.apply import chop_config
 from chopjax.commands import evaluate
 from chopjax.commands.run import Run, begin
 from chopjax.commands.settings import Settings
@@ -17,9 +18,12 @@ from chopjax.report import page
 from chopjax.report.figures import gap_closed, measure
 from chopjax.report.pictures.files import write_pictures
 from chopjax.report.reader import read_run
+from chopjax.report.run import Run as ReportedRun
 
 SUMMARY, REPORT, PICTURES = "summary.json", "report.html", "pictures"
 STAGE = Stage("report", (SUMMARY, REPORT, PICTURES))
+PAGE_OF_PLAN = "plan.html"
+PLAN_STAGE = Stage("page", (PAGE_OF_PLAN,))
 
 
 def main(chosen: Settings) -> None:
@@ -38,10 +42,31 @@ def make(run: Run, seconds: float) -> None:
     run.stage(STAGE, {"evaluate": run.stages.digest("evaluate")}, lambda: _write(run, seconds))
 
 
+def make_page_of_plan(run: Run) -> None:
+    """Writes `plan.html`: what the plan keeps and why, with its pictures, and what the student would cost."""
+    run.stage(PLAN_STAGE, {"plan": run.stages.digest("plan")}, lambda: _write_page_of_plan(run))
+
+
+def _write_page_of_plan(run: Run) -> None:
+    if run.writer:
+        configs = {"teacher": run.source.config, "chopped": chop_config(run.source.config, run.plan)}
+        width, length = np.dtype(DTYPES[run.source.dtype]).itemsize, run.data.length
+        models = {name: measure(config, length, width) for name, config in configs.items()}
+        found = dataclasses.replace(_without_leftovers(run), source=run.settings.source, models=models, length=length)
+        page.write(run.workdir / PAGE_OF_PLAN, dataclasses.replace(found, metrics=(), samples=()))
+        run.say(f"plan: {run.workdir / PAGE_OF_PLAN}")
+
+
+def _without_leftovers(run: Run) -> ReportedRun:
+    """What the workdir holds, less what an earlier config searched for."""
+    found = read_run(run.workdir)
+    return found if run.settings.search.wanted else dataclasses.replace(found, search=None)
+
+
 def _write(run: Run, seconds: float | None) -> None:
     if run.writer:
         files.write_json(run.workdir / SUMMARY, summary(run, seconds))
-        finished = read_run(run.workdir)
+        finished = _without_leftovers(run)
         page.write(run.workdir / REPORT, finished)
         write_pictures(run.workdir / PICTURES, finished)
         run.say(f"report: {run.workdir / REPORT}")

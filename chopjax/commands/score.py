@@ -9,17 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from chopjax import files
 from chopjax.chop.build import axes_to_score, layers_by_score
-from chopjax.chop.config import PlanConfig
 from chopjax.commands import calibration
 from chopjax.commands.run import Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
+from chopjax.errors import UserError
 from chopjax.models.block import Masks
 from chopjax.models.decoder import Params
 from chopjax.score.activations import score_sums
+from chopjax.score.candidates import LossMetric, without_name
 from chopjax.score.file import HALVES, ScoreFile
-from chopjax.score.removal import LossMetric, leave_out
+from chopjax.score.removal import leave_out
 from chopjax.score.stability import split_half, too_few
 from chopjax.score.weights import taylor_sums
 from chopjax.sharding.mesh import replicated
@@ -32,7 +34,17 @@ Sums = dict[str, np.ndarray]
 
 def main(chosen: Settings) -> None:
     """Scores the source and writes `WORKDIR/scores/`."""
-    make(begin(chosen))
+    make(begin(chosen, check))
+
+
+def check(run: Run) -> None:
+    """Refuses score files that could not be used, before anything slow.
+
+    Raises:
+        UserError: one is damaged, of another model, or lacks what the plan asks for; or two hold the same rows.
+    """
+    if run.settings.score.files:
+        _merged(run)
 
 
 def make(run: Run) -> None:
@@ -45,7 +57,8 @@ def make(run: Run) -> None:
     found = read(run).sums
     chosen = run.settings.plan
     stability = split_half(found, chosen.over_batch, chosen.over_sequence)
-    run.say("score: split-half rank correlation: " + ", ".join(f"{axis} {r:.3f}" for axis, r in stability.items()))
+    if stability:
+        run.say("score: split-half rank correlation: " + ", ".join(f"{axis} {r:.3f}" for axis, r in stability.items()))
     for line in too_few(stability):
         run.say(f"score: warning: {line}")
 
@@ -68,19 +81,24 @@ def read(run: Run) -> ScoreFile:
 
 def inputs(run: Run) -> dict[str, Any]:
     """What decides the scores."""
-    found = run.settings.dotted("score") | {"source": run.source_print, "statistics": sorted(passes(run.settings.plan))}
-    found["rows"] = [part.digest for part in run.data.parts]
+    found = run.settings.dotted("score") | {"source": run.source_print, "statistics": passes(run.settings)}
+    found["rows"] = calibration.said(run)
+    found |= {f"{name} (contents)": files.fingerprint(name) for name in run.settings.score.files}
     for name in ("data.length", "train.compute_dtype", "seed"):
         found[name] = run.settings.dotted()[name]
     return found
 
 
-def passes(wanted: PlanConfig) -> dict[str, bool]:
-    """The passes besides that of activations, which is always made, that a plan's criteria ask for."""
-    criteria = {wanted.widths_by, wanted.layers_by if layers_by_score(wanted) else ""}
+def passes(chosen: Settings) -> list[str]:
+    """The passes besides that of activations, which is always made, that the plan's or the search's criteria ask for.
+
+    Each is named by the sums that it makes: `taylor` with the axis behind a slash, `without_one/METRIC` as it is.
+    """
+    wanted = chosen.plan
+    criteria = {wanted.widths_by, wanted.layers_by if layers_by_score(wanted) or chosen.search.wanted else ""}
+    found = ["taylor"] if "taylor" in criteria else []
     by_loss = wanted.metric in get_args(LossMetric)
-    asked = {"taylor": "taylor" in criteria, f"without_one/{wanted.metric}": by_loss and "leave_one_out" in criteria}
-    return {name: True for name, needed in asked.items() if needed}
+    return found + ([without_name(wanted.metric)] if by_loss and "leave_one_out" in criteria else [])
 
 
 def _work(run: Run) -> None:
@@ -97,14 +115,18 @@ def _merged(run: Run) -> ScoreFile:
     found = [ScoreFile.load(name) for name in names]
     for one, name in zip(found, names, strict=True):
         one.check_model(run.source_print, name)
-    return ScoreFile.merge(found, names)
+    merged = ScoreFile.merge(found, names)
+    for wanted in passes(run.settings):
+        if not any(name == wanted or name.startswith(f"{wanted}/") for name in merged.sums):
+            raise UserError(f"{names[0]}: lacks {wanted}, which the plan's criteria ask for; score again with them set")
+    return merged
 
 
 def _scored(run: Run) -> ScoreFile:
     run.check_mesh(run.source.config)
     params = run.load(run.source)
     totals = activations(run, params)
-    for name in passes(run.settings.plan):
+    for name in passes(run.settings):
         if name == "taylor":
             totals |= _taylor(run, params)
         else:

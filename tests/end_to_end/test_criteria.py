@@ -26,6 +26,7 @@ def test_layers_by_every_criterion(place: Place, tmp_path: pathlib.Path, by: str
     done(place, "plan", place.arguments(tmp_path / "run", f"plan.layers_by={by}", "plan.remove_layers=2"))
     found = plan(tmp_path / "run")
     assert len(found.layers) == MODEL.layers - 2 and found.sizes["mlp"] == 12
+    assert "Why these" in (tmp_path / "run" / "plan.html").read_text()
     if by in ("angular", "angular_last_token", "leave_block_out"):
         gone = sorted(set(range(MODEL.layers)) - set(found.layers))
         assert gone == list(range(gone[0], gone[0] + 2))
@@ -129,3 +130,17 @@ def test_widths_shrink_in_steps(place: Place, tmp_path: pathlib.Path) -> None:
     # What went in an earlier step scores nothing afterwards, so it never comes back; only the last step says how many.
     done(place, "plan", [*arguments, "--config.plan.iterations=1"])
     assert found.kept["mlp"].tolist() != plan(tmp_path / "run").kept["mlp"].tolist()
+
+
+def test_two_hosts_score_different_rows_and_one_plans_from_both(place: Place, tmp_path: pathlib.Path) -> None:
+    files = []
+    for skip in (0, 4):
+        workdir = tmp_path / str(skip)
+        done(place, "score", place.arguments(workdir, "score.rows=4", f"score.skip={skip}"))
+        files.append(str(workdir / "scores" / "scores.safetensors"))
+    done(place, "plan", place.arguments(tmp_path / "both", f"score.files={tuple(files)}"))
+    done(place, "plan", place.arguments(tmp_path / "at-once", "score.rows=8"))
+    both, at_once = plan(tmp_path / "both"), plan(tmp_path / "at-once")
+    assert both.kept["mlp"].tolist() == at_once.kept["mlp"].tolist()
+    twice = run(place, "plan", place.arguments(tmp_path / "twice", f"score.files={(files[0], files[0])}"))
+    assert twice.status == 2 and twice.stderr.count("\n") == 1, twice
