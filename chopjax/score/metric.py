@@ -67,7 +67,7 @@ def leave_out_by_metric(
     if not 1 <= count < len(layers):
         raise UserError(f"{count} of {len(layers)} layers are to go at a time; give 1 to {len(layers) - 1}")
     candidates = (without_block(layers, start, count) for start in range(len(layers) - count + 1))
-    return as_costs([_worth(metric, *of_layers(config, params, kept)) for kept in candidates])
+    return as_costs([worth(metric, *of_layers(config, params, kept)) for kept in candidates])
 
 
 def greedy_by_metric(
@@ -95,7 +95,12 @@ def of_layers(config: ModelConfig, params: Params, kept: Sequence[int]) -> tuple
     return chop_config(config, plan), jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), chopped, params)
 
 
-def _worth(metric: Metric, config: ModelConfig, params: Params) -> float:
+def worth(metric: Metric, config: ModelConfig, params: Params) -> float:
+    """What `metric` gives, as a float.
+
+    Raises:
+        UserError: it gives something that is no number.
+    """
     found = metric(config, params)
     try:
         return float(found)
