@@ -42,7 +42,6 @@ _FLOOR, _TINY = float(jnp.finfo(jnp.float32).eps), float(jnp.finfo(jnp.float32).
 
 OUTPUT, DOWN = "layers/attention/o/kernel", "layers/mlp/down/kernel"
 
-
 # Ridges that are tried, as multiples of the least one.
 RIDGES = (1.0, 10.0, 100.0, 1000.0)
 HALVES = 2
