@@ -8,22 +8,28 @@ trial, and the trials, by masks, which are worth a distillation.
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from chopjax import checks, files
 from chopjax.axes import Sizes
+from chopjax.chop.apply import chop_config
 from chopjax.chop.build import WIDTHS, Scores, build_plan, layers_by_score
 from chopjax.chop.config import PlanConfig
 from chopjax.chop.plan import Plan
-from chopjax.commands import evidence, removal
+from chopjax.commands import evidence, metric, removal
 from chopjax.commands.run import Run
 from chopjax.commands.stages import Stage
 from chopjax.commands.trials import Trials
 from chopjax.errors import UserError
 from chopjax.hf.families import target_family
+from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import count
 from chopjax.search.config import SearchConfig
+from chopjax.search.count import SizeArrays
 from chopjax.search.enumerate import Candidate, Found, find
 from chopjax.search.frontier import increases, probes, select, surrogate
 from chopjax.train import metrics
@@ -33,6 +39,7 @@ FOLDER, RESULT = "search", "search.json"
 CANDIDATES = f"{FOLDER}/candidates.json"
 TRIALS = Stage("trials", (CANDIDATES,))
 STAGE = Stage("search", (RESULT,))
+MOST_WARMUP = 4  # a candidate's warm-up takes no more than one in so many of its few steps
 
 
 def check(run: Run) -> None:
@@ -48,32 +55,92 @@ def check(run: Run) -> None:
         if getattr(chosen.plan, name):
             mend = "leave one of them out" if name == "file" else f"list search.{name} instead"
             raise UserError(f"plan.{name} is set, but search is to choose the sizes; {mend}")
-    if chosen.dimchop.mode == "pooled":
-        raise UserError("dimchop.mode 'pooled' ranks widths of given sizes; search for sizes without it, or give sizes")
-    if chosen.search.distill and not chosen.data.heldout_fraction and not any(s.heldout for s in chosen.data.sources):
-        raise UserError("search.distill: candidates are ranked on held-out text; set data.heldout_fraction or take 0")
-    found(run)
+    if chosen.dimchop.mode != "off":
+        raise UserError(
+            f"dimchop.mode {chosen.dimchop.mode!r} is for given sizes; search for sizes without it, or give sizes"
+        )
+    data = chosen.data
+    if chosen.search.distill and data.sources and not (data.heldout_fraction or any(s.heldout for s in data.sources)):
+        raise _no_heldout()
+    _check_edits(run)
+    choices = found(run).space.choices
+    _placeholder(run, {"layers": min(choices["layers"])})
+    for mlp in choices["mlp"]:
+        run.check_mesh(dataclasses.replace(run.source.config, mlp=mlp))
+
+
+def _check_edits(run: Run) -> None:
+    """Refuses edits that some candidate could not be given."""
+    chosen = run.settings
+    asked = {"refit": chosen.plan.refit, "merge_kv_heads": chosen.plan.merge_kv_heads}
+    asked["head_residual"] = chosen.plan.head_residual != "off"
+    if chosen.train.steps_before_chop and any(asked.values()):
+        name = next(name for name, wanted in asked.items() if wanted)
+        raise UserError(
+            f"train.steps_before_chop: the optimizer's moments cannot follow plan.{name}; set it to 0, or search "
+            "without that"
+        )
+    if chosen.plan.refit and chosen.score.rows <= chosen.score.batch:
+        raise UserError(
+            f"plan.refit: {chosen.score.rows} calibration rows are one batch of {chosen.score.batch}, which cannot be "
+            "halved; raise score.rows or lower score.batch"
+        )
+
+
+def _no_heldout() -> UserError:
+    return UserError("search.distill: candidates are ranked on held-out text; set data.heldout_fraction or take 0")
 
 
 def found(run: Run) -> Found:
-    """All candidates that meet the budgets, that the mesh divides and that stock transformers loads."""
-    accept = functools.partial(target_family, run.source.family)
-    return find(run.settings.search, run.source.config, run.mesh.shape, accept)
+    """All candidates that meet the budgets, that the mesh divides, edits can be made for and stock transformers loads.
+
+    Budgets are for what comes out: with merged heads, which keep their query heads, and with `plan.vocab` words.
+    """
+    source, wanted_plan = run.source.config, run.settings.plan
+
+    def accept(config: ModelConfig) -> None:
+        sizes = {axis: config.sizes[axis] for axis in ("embed", "kv_heads", "q_per_kv")}
+        student = chop_config(source, _placeholder(run, sizes))
+        run.check_mesh(student)
+        target_family(run.source.family, student)
+
+    def student(sizes: SizeArrays) -> SizeArrays:
+        own = dict(sizes)
+        if wanted_plan.merge_kv_heads:
+            own["q_per_kv"] = sizes["q_per_kv"] * (source.kv_heads // sizes["kv_heads"])
+        if wanted_plan.vocab:
+            own["vocab"] = np.full_like(sizes["embed"], min(wanted_plan.vocab, source.vocab))
+        return own
+
+    return find(run.settings.search, source, run.mesh.shape, accept, student)
+
+
+def _placeholder(run: Run, sizes: Sizes) -> Plan:
+    """Some plan of these sizes, the others whole, where scores are of no matter; a `UserError` if there is none."""
+    whole = run.source.config.sizes
+    chosen = dataclasses.replace(wanted(run, {**whole, **sizes}), vocab=0)
+    return build_plan(chosen, whole, evidence.placeholders(run, chosen))
+
+
+def _fits(run: Run, axis: str, size: int) -> bool:
+    """Whether there is a plan that cuts one axis alone to this size."""
+    try:
+        _placeholder(run, {axis: size})
+    except UserError:
+        return False
+    return True
 
 
 def make(run: Run) -> PlanConfig:
     """The plan's config with the sizes that were found best, searched for now unless that was done."""
+    if run.settings.search.distill and not run.data.heldout():
+        raise _no_heldout()
     run.stage(TRIALS, _inputs(run), functools.partial(_try, run))
-    tried = json.loads((run.workdir / CANDIDATES).read_text(encoding="utf-8"))
-    distilled = _distilled(run, tried) if run.settings.search.distill else tried
-    chosen = _best(distilled["candidates"])
-    run.stage(
-        STAGE,
-        {"trials": run.stages.digest("trials"), "distilled": [c["distilled"] for c in distilled["candidates"]]},
-        lambda: _write(run, RESULT, distilled | {"chosen": chosen}),
-    )
-    sizes = distilled["candidates"][chosen]["sizes"]
-    run.say(f"search: {distilled['feasible']:,} candidates meet the budgets; best: {_said(sizes)}")
+    inputs = {"trials": run.stages.digest("trials"), "search.distill": run.settings.search.distill}
+    run.stage(STAGE, inputs | (_learnt(run) if run.settings.search.distill else {}), functools.partial(_choose, run))
+    ended = _read(run, RESULT)
+    sizes = ended["candidates"][ended["chosen"]]["sizes"]
+    run.say(f"search: {ended['feasible']:,} candidates meet the budgets; best: {_said(sizes)}")
     return wanted(run, sizes)
 
 
@@ -91,7 +158,8 @@ def wanted(run: Run, sizes: Sizes) -> PlanConfig:
 def _inputs(run: Run) -> dict[str, Any]:
     chosen = run.settings
     own = {name: value for name, value in chosen.dotted("search").items() if "distill" not in name}
-    return own | chosen.dotted("plan") | chosen.dotted("mesh") | {"scores": run.stages.digest("score")}
+    given = chosen.dotted("plan") | chosen.dotted("mesh") | metric.inputs(run)
+    return own | given | {"scores": run.stages.digest("score")}
 
 
 def _try(run: Run) -> None:
@@ -102,9 +170,13 @@ def _try(run: Run) -> None:
     trials = Trials(run)
     source = run.source.config.sizes
     dense = trials.loss(Plan(source, {}))
+    if not math.isfinite(dense):
+        raise UserError(f"search: the loss of the whole model is {dense}; check the weights and the calibration text")
     measured: dict[str, dict[int, float]] = {}
     for axis, sizes in probes(every.space, source).items():
-        measured[axis] = {size: trials.loss(plans.of({axis: size})) - dense for size in sizes}
+        possible = [size for size in sizes if _fits(run, axis, size)]
+        found_there = {size: trials.loss(plans.of({axis: size})) - dense for size in possible}
+        measured[axis] = {size: loss for size, loss in found_there.items() if math.isfinite(loss)}
         run.say(f"search: {axis} " + ", ".join(f"{size}: {loss:+.3f}" for size, loss in measured[axis].items()))
     estimates = surrogate(every, increases(every.space, source, measured))
     lines = []
@@ -123,7 +195,7 @@ def _try(run: Run) -> None:
             "cost": every.primary,
             "dense": {"parameters": count(run.source.config), "loss": dense},
             "probes": measured,
-            "candidates": sorted(lines, key=lambda line: line["loss"]),
+            "candidates": sorted(lines, key=lambda line: (line["loss"] is None, line["loss"])),
         },
     )
 
@@ -135,7 +207,7 @@ def _record(candidate: Candidate, primary: str, dense: float, loss: float) -> di
         "cost": float(candidate.figures[primary]),
         "figures": dict(candidate.figures),
         "surrogate": dense + (candidate.increase or 0.0),
-        "loss": loss,
+        "loss": loss if math.isfinite(loss) else None,
         "distilled": None,
     }
 
@@ -147,7 +219,8 @@ class _Plans:
         self._run = run
         if run.settings.plan.layers_by == "greedy" and most:
             removal.measured(run, dataclasses.replace(run.settings.plan, remove_layers=most))
-        self._widths: Scores = evidence.widths(run, run.settings.plan)
+        # Widths that shrink in steps do so on the way to sizes, which are not known yet.
+        self._widths: Scores = evidence.widths(run, dataclasses.replace(run.settings.plan, iterations=1))
         self._layers: dict[int, Scores] = {}
 
     def of(self, sizes: Sizes) -> Plan:
@@ -163,6 +236,21 @@ class _Plans:
         return {**self._widths, **self._layers[removed]}
 
 
+def _choose(run: Run) -> None:
+    tried = _read(run, CANDIDATES)
+    distilled = _distilled(run, tried) if run.settings.search.distill else tried
+    _write(run, RESULT, distilled | {"chosen": _best(distilled["candidates"])})
+
+
+def _learnt(run: Run) -> dict[str, Any]:
+    """What decides how a candidate is distilled."""
+    learnt = run.settings.identity("seed", "train", "optimizer", "loss", "data")
+    for name in ("train.steps", "train.steps_before_chop"):
+        del learnt[name]
+    learnt |= {"steps": run.settings.search.distill_steps, "rows": [part.digest for part in run.data.parts]}
+    return learnt | {"source": run.source_print, "teacher": run.teacher_print}
+
+
 def _distilled(run: Run, tried: dict[str, Any]) -> dict[str, Any]:
     """The best few, each trained for a while in a folder of its own, which a run that was cut off goes on in."""
     lines = [dict(line) for line in tried["candidates"]]
@@ -172,16 +260,15 @@ def _distilled(run: Run, tried: dict[str, Any]) -> dict[str, Any]:
     return tried | {"candidates": lines}
 
 
-def _distil(run: Run, sizes: Sizes) -> float:
-    """Held-out loss of one candidate after `search.distill_steps`, in nats a token."""
+def _distil(run: Run, sizes: Sizes) -> float | None:
+    """Held-out loss of one candidate after `search.distill_steps`, in nats a token; None where it is not finite."""
     from chopjax.commands import chop, heal, plan  # whose own commands make the plan, and so come back here
 
     chosen, steps = run.settings, run.settings.search.distill_steps
     whole = wanted(run, sizes)
     scores = evidence.scores_for(run, whole)
     text = build_plan(whole, run.source.config.sizes, scores, chosen.source, chosen.score.rows).to_json()
-    learnt = chosen.identity("seed", "train", "optimizer", "loss", "data") | {"teacher": chosen.teacher}
-    folder = run.workdir / FOLDER / files.digest({"plan": text, "steps": steps, "learnt": learnt})
+    folder = run.workdir / FOLDER / files.digest({"plan": text, "learnt": _learnt(run)})
     if run.writer:
         files.write_text(folder.with_suffix(".json"), text + "\n")
     run.barrier()
@@ -192,6 +279,7 @@ def _distil(run: Run, sizes: Sizes) -> float:
         "data.rows": str(run.data.folder),
         "train.steps": steps,
         "train.steps_before_chop": 0,
+        "train.warmup_steps": min(chosen.optimizer.schedule.warmup_steps, steps // MOST_WARMUP),
         "train.evaluate_every": steps,
         "export.folder": "",
         "rounds": (),
@@ -201,7 +289,7 @@ def _distil(run: Run, sizes: Sizes) -> float:
     plan.make(one)
     chop.make(one)
     heal.make(one)
-    return float(next(line[METRIC] for line in reversed(metrics.read(folder / "metrics.jsonl")) if METRIC in line))
+    return next(line[METRIC] for line in reversed(metrics.read(folder / "metrics.jsonl")) if METRIC in line)
 
 
 def _best(candidates: list[dict[str, Any]]) -> int:
@@ -209,6 +297,14 @@ def _best(candidates: list[dict[str, Any]]) -> int:
     distilled = [line for line in candidates if line["distilled"] is not None]
     by = "distilled" if distilled else "loss"
     return min(range(len(candidates)), key=lambda place: (candidates[place][by] is None, candidates[place][by] or 0.0))
+
+
+def _read(run: Run, name: str) -> dict[str, Any]:
+    file = run.workdir / name
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: damaged; remove it to have it made again") from error
 
 
 def _write(run: Run, name: str, body: dict[str, Any]) -> None:

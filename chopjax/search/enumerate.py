@@ -11,12 +11,15 @@ from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.search.budget import Limit, Nearest, excess, feasible, limits
 from chopjax.search.config import SearchConfig
-from chopjax.search.count import figures
+from chopjax.search.count import SizeArrays, figures
 from chopjax.search.roofline import chip_named
 from chopjax.search.space import Space, make_space
 
 Accept = Callable[[ModelConfig], Any]
 """Raises `UserError` for a student that could not be exported, as `hf.families.target_family` does for a family."""
+
+Student = Callable[[SizeArrays], SizeArrays]
+"""The sizes that models have once they are chopped to candidates' sizes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +78,11 @@ class Found:
 
 
 def find(
-    config: SearchConfig, source: ModelConfig, mesh: Mapping[str, int] | None = None, accept: Accept | None = None
+    config: SearchConfig,
+    source: ModelConfig,
+    mesh: Mapping[str, int] | None = None,
+    accept: Accept | None = None,
+    student: Student = lambda sizes: sizes,
 ) -> Found:
     """Enumerates the whole space and keeps what meets every budget.
 
@@ -85,6 +92,8 @@ def find(
         mesh: mesh axis → size; None for a single device.
         accept: called once for each combination of `embed`, `kv_heads` and `q_per_kv` with a config of the source's
             depth and MLP; combinations for which it raises `UserError` are left out.
+        student: where what is chopped has other sizes than the candidate: merged heads, fewer words. Called with those
+            that are accepted.
 
     Raises:
         UserError: nothing meets the budgets (names the tightest and the nearest candidate), nothing is accepted (in
@@ -105,7 +114,7 @@ def find(
             places = space.positions(chunk)
             chunk = chunk[taken[places["embed"], places["kv_heads"], places["q_per_kv"]]]
         sizes = space.sizes(chunk)
-        costs = count(sizes)
+        costs = count(student(sizes))
         inside = np.flatnonzero(feasible(costs, bounds))
         if len(inside):
             numbers.append(chunk[inside])
