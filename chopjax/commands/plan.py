@@ -9,8 +9,9 @@ from chopjax import files
 from chopjax.chop.apply import chop_config
 from chopjax.chop.build import WIDTHS, Scores, axes_to_score, build_plan
 from chopjax.chop.config import PlanConfig
+from chopjax.chop.optimizer_state import refuse_edits
 from chopjax.chop.plan import Plan, check_source
-from chopjax.commands import evidence, metric, report, score, search, vocabulary
+from chopjax.commands import evidence, metric, refit, report, score, search, vocabulary
 from chopjax.commands.run import PLAN, Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
@@ -65,6 +66,7 @@ def check(run: Run) -> None:
         UserError: as `make`, or nothing meets the budgets of the search.
     """
     search.check(run)
+    score.check(run)
     metric.check(run)
     if run.settings.plan.file:
         _check(run, _read(pathlib.Path(run.settings.plan.file)))
@@ -81,6 +83,9 @@ def inputs(run: Run) -> dict[str, Any]:
         if not pathlib.Path(file).is_file():
             raise UserError(f"plan.file: {file} is no file; name a plan.json")
         return inputs | {"plan.file (contents)": files.fingerprint(file)}
+    inputs |= metric.inputs(run)
+    if run.settings.plan.refit:
+        inputs["score.rows"] = run.settings.score.rows
     return inputs | (run.settings.dotted("score", "search") if score.needed(run) else {})
 
 
@@ -130,6 +135,19 @@ def _check(run: Run, plan: Plan) -> str | None:
     """Refuses a plan that cannot be followed; a note for the user if the student is of another family."""
     check_source(plan, run.source.config.sizes)
     vocabulary.check(run, plan)
+    _check_edits(run, plan)
     student = chop_config(run.source.config, plan)
     run.check_mesh(student)
     return target_family(run.source.family, student)[1]
+
+
+def _check_edits(run: Run, plan: Plan) -> None:
+    """Refuses edits that could not be made later, after all that is slow."""
+    if run.settings.train.steps_before_chop:
+        refuse_edits(plan)
+    fit, batch = refit.asked(plan), run.settings.score.batch
+    if fit and fit.rows <= batch:
+        raise UserError(
+            f"plan.refit: {fit.rows} calibration rows are one batch of {batch}, which cannot be halved; "
+            "raise score.rows or lower score.batch"
+        )

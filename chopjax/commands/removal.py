@@ -75,7 +75,10 @@ def _by_metric(run: Run, by: str, count: int) -> dict[str, Any]:
     if by == "greedy":
         removal = greedy_by_metric(config, params, worth, count)
         return {"removed": list(removal.layers), "losses": list(removal.losses)}
-    return {"dense": _finite([worth(config, params)])[0], "blocks": _finite(leave_out_by_metric(config, params, worth, count))}
+    return {
+        "dense": _finite([worth(config, params)])[0],
+        "blocks": _finite(leave_out_by_metric(config, params, worth, count)),
+    }
 
 
 def _finite(losses: Iterable[float]) -> list[float | None]:
