@@ -9,6 +9,7 @@ from jaxtyping import Array, Int
 
 from chopjax.commands.run import Run
 from chopjax.data.batches import Batches, mixture_digest
+from chopjax.errors import UserError
 from chopjax.score.file import HALVES
 from chopjax.sharding.mesh import place_batch
 
@@ -16,8 +17,15 @@ Batch = dict[str, Int[Array, "batch length"]]
 
 
 def rows_read(run: Run, rows: int = 0) -> int:
-    """Rows of one reading: as many as asked for, by default `score.rows`, unless there are fewer."""
-    return min(rows or run.settings.score.rows, sum(len(rows) for rows, _ in run.data.mixture()))
+    """Rows of one reading: as many as asked for, by default `score.rows`, unless there are fewer.
+
+    Raises:
+        UserError: `score.skip` leaves none.
+    """
+    there, skip = sum(len(rows) for rows, _ in run.data.mixture()), run.settings.score.skip
+    if skip >= there:
+        raise UserError(f"score.skip is {skip}, but the text has only {there} rows; skip fewer, or give more text")
+    return min(rows or run.settings.score.rows, there - skip)
 
 
 def said(run: Run, rows: int = 0) -> str:
