@@ -18,6 +18,7 @@ from chopjax.report import page
 from chopjax.report.figures import gap_closed, measure
 from chopjax.report.pictures.files import write_pictures
 from chopjax.report.reader import read_run
+from chopjax.report.records import Removal
 from chopjax.report.run import Run as ReportedRun
 
 SUMMARY, REPORT, PICTURES = "summary.json", "report.html", "pictures"
@@ -58,9 +59,22 @@ def _write_page_of_plan(run: Run) -> None:
 
 
 def _without_leftovers(run: Run) -> ReportedRun:
-    """What the workdir holds, less what an earlier config searched for."""
+    """What the workdir holds, less what an earlier config searched for or measured."""
     found = read_run(run.workdir)
-    return found if run.settings.search.wanted else dataclasses.replace(found, search=None)
+    search = found.search if run.settings.search.wanted else None
+    removal = found.removal if found.removal and _measured_for(run, found.removal) else None
+    return dataclasses.replace(found, search=search, removal=removal)
+
+
+def _measured_for(run: Run, removal: Removal) -> bool:
+    """Whether the plan's layers were chosen by these losses."""
+    chosen, gone = run.settings.plan, run.plan.source["layers"] - len(run.plan.layers)
+    if chosen.file or not gone or removal.metric != chosen.metric:
+        return False
+    if chosen.layers_by == "greedy":
+        return len(removal.removed) >= gone
+    count = {"leave_one_out": 1, "leave_block_out": gone}.get(chosen.layers_by)
+    return bool(removal.blocks) and removal.count == count
 
 
 def _write(run: Run, seconds: float | None) -> None:
