@@ -33,7 +33,7 @@ STAGE = Stage("evaluate", (EVALUATION, SAMPLES))
 
 def main(chosen: Settings) -> None:
     """Evaluates the models of a run and prints the figures."""
-    run = begin(chosen)
+    run = begin(chosen, check)
     make(run)
     for name, figures in read(run).items():
         said = [f"{TITLES[key]} {significant(figures[key])}" for key in TITLES if figures.get(key) is not None]
