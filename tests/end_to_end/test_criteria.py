@@ -6,6 +6,7 @@ import pathlib
 import pytest
 from end_to_end.runs import MODEL, Death, Place, done, run
 
+from chopjax.chop.apply import chop_config
 from chopjax.chop.plan import Plan
 from chopjax.models.parameters import count
 
@@ -144,3 +145,71 @@ def test_two_hosts_score_different_rows_and_one_plans_from_both(place: Place, tm
     assert both.kept["mlp"].tolist() == at_once.kept["mlp"].tolist()
     twice = run(place, "plan", place.arguments(tmp_path / "twice", f"score.files={(files[0], files[0])}"))
     assert twice.status == 2 and twice.stderr.count("\n") == 1, twice
+
+
+@pytest.mark.parametrize("by", ["taylor", "leave_one_out"])
+def test_a_search_measures_what_its_criterion_for_layers_needs(place: Place, tmp_path: pathlib.Path, by: str) -> None:
+    found = (*BUDGET, "search.evaluate=2", "search.distill=0", f"plan.layers_by={by}", "search.layers=(2,3)")
+    done(place, "plan", place.arguments(tmp_path / "run", *found, "search.params=60%"))
+    assert plan(tmp_path / "run").sizes["layers"] < MODEL.layers
+
+
+def test_budgets_are_for_what_comes_out(place: Place, tmp_path: pathlib.Path) -> None:
+    space = (
+        "search.layers=(4,)",
+        "search.kv_heads=(1,)",
+        "search.embed=(36,)",
+        "search.mlp=(12,16,20)",
+        "search.q_per_kv=(2,)",
+    )
+    wanted = (*BUDGET, *space, "plan.merge_kv_heads=True", "plan.vocab=300", "search.params=90%")
+    done(place, "chop", place.arguments(tmp_path / "run", *wanted, "search.evaluate=2", "search.distill=0"))
+    found = json.loads((tmp_path / "run" / "search.json").read_text())
+    student = chop_config(MODEL, plan(tmp_path / "run"))
+    assert (student.kv_heads, student.q_per_kv, student.vocab) == (1, 4, 300)
+    assert found["candidates"][found["chosen"]]["parameters"] == count(student) <= 0.9 * count(MODEL)
+
+
+def test_what_files_hold_decides(place: Place, tmp_path: pathlib.Path, questions: pathlib.Path) -> None:
+    done(place, "score", place.arguments(tmp_path / "host", "score.rows=4"))
+    file = tmp_path / "host" / "scores" / "scores.safetensors"
+    arguments = place.arguments(tmp_path / "run", f"score.files=('{file}',)", "plan.layers_by=leave_block_out")
+    done(place, "plan", [*arguments, f"--config.plan.metric=choices:{questions}"])
+    done(place, "score", place.arguments(tmp_path / "host", "score.rows=8"))
+    assert "score: made again" in done(place, "plan", [*arguments, f"--config.plan.metric=choices:{questions}"]).stdout
+    questions.write_text(json.dumps(QUESTIONS[0]) + "\n")
+    again = done(place, "plan", [*arguments, f"--config.plan.metric=choices:{questions}"]).stdout
+    assert "removal: made again" in again and "plan: made again" in again
+    lacking = run(place, "plan", [*arguments, "--config.plan.widths_by=taylor"])
+    assert (lacking.status, "lacks taylor" in lacking.stderr) == (2, True), lacking
+
+
+def test_settings_that_could_not_be_followed_later_are_refused_at_once(place: Place, tmp_path: pathlib.Path) -> None:
+    cases = {
+        ("plan.refit=True", "score.rows=4"): "which cannot be halved",
+        ("plan.kv_heads=1", "plan.merge_kv_heads=True", "train.steps_before_chop=2"): "moments cannot follow",
+        (*SEARCH, "plan.refit=True", "train.steps_before_chop=2", "score.rows=8"): "moments cannot follow",
+        (*SEARCH, "dimchop.mode=matrix"): "is for given sizes",
+        (*SEARCH, "plan.layers_by=middle", "search.layers=(1,2)"): "layers",
+        (
+            *SEARCH,
+            "plan.merge_kv_heads=True",
+            "mesh.tensor=2",
+            "mesh.fallbacks=('vocab',)",
+            "search.kv_heads=(1,)",
+        ): "kv_heads",
+        ("score.files=('nowhere',)",): "no such score file",
+    }
+    for number, (given, said) in enumerate(cases.items()):
+        ended = run(place, "plan", place.arguments(tmp_path / str(number), *given), devices=2 if number == 5 else 1)
+        assert (ended.status, said in ended.stderr, ended.stderr.count("\n")) == (2, True, 1), (given, ended)
+        assert not (tmp_path / str(number)).exists()
+    none_left = run(place, "plan", place.arguments(tmp_path / "skip", "score.skip=100000"))
+    assert (none_left.status, "score.skip is 100000" in none_left.stderr) == (2, True), none_left
+
+
+def test_a_refit_takes_as_many_rows_as_are_asked_for_now(place: Place, tmp_path: pathlib.Path) -> None:
+    arguments = place.arguments(tmp_path / "run", "plan.refit=True", "plan.mlp=0", "plan.layers_by=middle")
+    for rows in (6, 8):
+        done(place, "plan", [*arguments, f"--config.score.rows={rows}"])
+        assert plan(tmp_path / "run").edits[-1].to_json()["rows"] == rows
