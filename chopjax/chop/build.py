@@ -129,7 +129,7 @@ def build_plan(wanted: PlanConfig, source: Sizes, scores: Scores, name: str = ""
         reasons["vocab"] = "most frequent words of the calibration text, closed under merges"
         if kept["vocab"][-1] < wanted.vocab:
             reasons["vocab"] = "rows beyond the tokenizer dropped"
-    if wanted.refit and kept:
+    if wanted.refit and (kept or edits):
         edits.append(Refit(wanted.ridge, refit_rows))
     plan = Plan(dict(source), kept, reasons, name, tuple(edits))
     check(plan)
