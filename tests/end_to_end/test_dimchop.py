@@ -117,7 +117,7 @@ def test_pooled(place: runs.Place, tmp_path: pathlib.Path) -> None:
     [
         (
             (*POOLED, "plan.kv_heads=1", "plan.merge_kv_heads=True"),
-            "no plan.file, plan.merge_kv_heads, plan.vocab or search",
+            "the optimizer's moments cannot follow the plan's merge_kv_heads",
         ),
         ((*POOLED, "plan.mlp=0", "plan.embed=0", "plan.q_per_kv=0"), "set plan.mlp, plan.embed"),
         ((*POOLED, "dimchop.steps=5"), "dimchop.start + dimchop.steps is 6, but masks are worn in the 5 steps of"),
