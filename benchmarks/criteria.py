@@ -43,6 +43,7 @@ SHARES = (0.90, 0.80, 0.65)
 LAYOUTS = ("max_gap", "input", "output", "middle", "both", "last")
 MEASURED = ("block_importance", "angular", "angular_last_token", "leave_one_out", "leave_block_out", "greedy")
 OTHERS = ("taylor", "magnitude")
+REFITTED = (6, 0.80)  # where the refit of the default plan is measured too
 AGGREGATIONS = ("mean", "l2", "var")
 DEFAULT = PlanConfig()
 RESAMPLES = 2000
@@ -106,7 +107,7 @@ def wishes(run: Run) -> Iterator[tuple[PlanConfig, dict[str, Any]]]:
             wanted = PlanConfig(layers_by=by, remove_layers=removed)
             row: dict[str, Any] = {"axis": "layers", "criterion": by, "kept": f"{whole.layers - removed}"}
             yield wanted, row | {"default": by == DEFAULT.layers_by}
-            if by == DEFAULT.layers_by:
+            if by == DEFAULT.layers_by and removed == REFITTED[0]:
                 yield refitted(wanted, row)
     for share in SHARES:
         embed, mlp = widths(run, share)
@@ -117,7 +118,7 @@ def wishes(run: Run) -> Iterator[tuple[PlanConfig, dict[str, Any]]]:
             own = (DEFAULT.widths_by, DEFAULT.over_batch, DEFAULT.over_sequence)
             is_default = (by, batch, sequence) == own if by == "activation" else by == own[0]
             yield wanted, row | {"default": is_default}
-            if is_default:
+            if is_default and share == REFITTED[1]:
                 yield refitted(wanted, row)
 
 
@@ -235,12 +236,14 @@ def table(rows: list[dict[str, Any]], judge: Judge, run: Run, options: argparse.
         for name in dict.fromkeys(row["criterion"] for row in mine):
             cells = {row["kept"]: row for row in mine if row["criterion"] == name}
             star = " ★" if next(iter(cells.values()))["default"] else ""
-            text.append(f"| {name}{star} | " + " | ".join(cell(cells[kept]) for kept in columns) + " |")
+            text.append(f"| {name}{star} | " + " | ".join(cell(cells.get(kept)) for kept in columns) + " |")
     return "\n".join(text) + "\n"
 
 
-def cell(row: dict[str, Any]) -> str:
-    """A perplexity in four digits."""
+def cell(row: dict[str, Any] | None) -> str:
+    """A perplexity in four digits; a dash where it was not measured."""
+    if row is None:
+        return "–"
     value = row["perplexity"]
     said = f"{value:.1f}" if value < 1e4 else f"{value:.1e}"
     return f"**{said}**" if row["tied"] else said
