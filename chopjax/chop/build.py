@@ -19,6 +19,8 @@ Scores = Mapping[str, Float[np.ndarray, "..."]]
 are merged, `kv_similarity` [layers, kv_heads, kv_heads] of every two, neighbours being merged without it; and `words`,
 the ids that stay, where it is not the first."""
 
+Indices = Int[np.ndarray, "*around kept"]
+
 WIDTHS = ("kv_heads", "q_per_kv", "mlp", "embed")
 
 # The score that a criterion for layers reads, where it is no layout: `layers` [layers], the highest stay; `blocks`
@@ -103,27 +105,16 @@ def build_plan(wanted: PlanConfig, source: Sizes, scores: Scores, name: str = ""
     for axis in (*WIDTHS, "vocab"):
         if getattr(wanted, axis) > uncut[axis]:
             raise UserError(f"plan.{axis}: {getattr(wanted, axis)} is more than the {uncut[axis]} that the source has")
-    kept: dict[str, Int[np.ndarray, "*around kept"]] = {}
+    kept: dict[str, Indices] = {}
     reasons: dict[str, str] = {}
     if wanted.layers:
         kept["layers"], reasons["layers"] = np.asarray(wanted.layers, np.int32), "chosen by hand"
     elif wanted.remove_layers:
         kept["layers"] = choose_layers(wanted, source["layers"], scores)
         reasons["layers"] = f"{_layers_said(wanted)}; {wanted.remove_layers} layers removed"
-    layers = kept.get("layers", np.arange(source["layers"]))
-    edits: list[Edit] = []
-    merge = _merge(wanted, source, layers, scores)
-    edits += [merge] if merge else []
-    for axis in axes_to_score(wanted, source):
-        score = scores[axis] if axis == "embed" else scores[axis][layers]
-        if axis == "q_per_kv" and merge:
-            score = merged_score(score, merge)
-        if axis == "q_per_kv" and "kv_heads" in kept:
-            score = np.take_along_axis(score, kept["kv_heads"][..., None], axis=1)
-        kept[axis] = top(score, getattr(wanted, axis))
-        reasons[axis] = _WIDTHS_SAID[wanted.widths_by].format(**vars(wanted))
-        if wanted.head_residual != "off" and (axis == "q_per_kv" or axis == "kv_heads" and uncut["q_per_kv"] == 1):
-            edits.append(head_residual(score, kept[axis], wanted.head_residual, axis))
+    widths, edits = _choose_widths(wanted, source, scores, kept.get("layers", np.arange(source["layers"])))
+    kept |= widths
+    reasons |= dict.fromkeys(widths, _WIDTHS_SAID[wanted.widths_by].format(**vars(wanted)))
     if 0 < wanted.vocab < source["vocab"]:
         kept["vocab"] = np.asarray(scores.get("words", np.arange(wanted.vocab)), np.int32)
         reasons["vocab"] = "most frequent words of the calibration text, closed under merges"
@@ -134,6 +125,31 @@ def build_plan(wanted: PlanConfig, source: Sizes, scores: Scores, name: str = ""
     plan = Plan(dict(source), kept, reasons, name, tuple(edits))
     check(plan)
     return plan
+
+
+def _choose_widths(
+    wanted: PlanConfig, source: Sizes, scores: Scores, layers: Indices
+) -> tuple[dict[str, Indices], list[Edit]]:
+    """Kept indices of every width that is cut, and the edits of heads."""
+    kept: dict[str, Indices] = {}
+    merge = _merge(wanted, source, layers, scores)
+    edits: list[Edit] = [merge] if merge else []
+    axes, multi_head = axes_to_score(wanted, source), sizes_after_merge(wanted, source)["q_per_kv"] == 1
+    if wanted.head_residual != "off" and "kv_heads" in axes and "q_per_kv" not in axes and not multi_head:
+        raise UserError(
+            "plan.head_residual: where query heads share KV heads, only query heads leave one (Minitron); "
+            "cut plan.q_per_kv too, or set it to off"
+        )
+    for axis in axes:
+        score = scores[axis] if axis == "embed" else scores[axis][layers]
+        if axis == "q_per_kv" and merge:
+            score = merged_score(score, merge)
+        if axis == "q_per_kv" and "kv_heads" in kept:
+            score = np.take_along_axis(score, kept["kv_heads"][..., None], axis=1)
+        kept[axis] = top(score, getattr(wanted, axis))
+        if wanted.head_residual != "off" and (axis == "q_per_kv" or axis == "kv_heads" and multi_head):
+            edits.append(head_residual(score, kept[axis], wanted.head_residual, axis))
+    return kept, edits
 
 
 def _merge(wanted: PlanConfig, source: Sizes, layers: Int[np.ndarray, "kept"], scores: Scores) -> MergeKvHeads | None:

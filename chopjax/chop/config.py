@@ -31,8 +31,9 @@ class PlanConfig:
             `random`.
         remove_layers: number of layers to remove.
         layers: the kept layers themselves, numbered from 0, ascending; instead of `remove_layers`.
-        metric: what the loss-based criteria minimise: `next_token`, `kl` (to the uncut model), or `module:function`, a
-            function of a config and its parameters (`chopjax.score.metric.Metric`).
+        metric: what the loss-based criteria minimise: `next_token`; `kl` (to the uncut model); `choices:FILE`, 1 minus
+            the accuracy on questions (`chopjax.evaluate.choices`); or `module:function`, a function of a config and its
+            parameters (`chopjax.score.metric.Metric`).
         widths_by: what ranks neurons, heads and channels: mean `activation` (Minitron), `taylor`, `magnitude`,
             `random`.
         over_batch: aggregation of activations over calibration rows.
