@@ -63,8 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     run = start(options)
     judge = Judge(run, options.judged)
-    # A greedy removal begins with every shorter one.
-    order = evidence.layers(run, PlanConfig(layers_by="greedy", remove_layers=max(REMOVED)))
+    order = greedy_order(run)
     rows = []
     for wanted, row in wishes(run):
         scores = order if wanted.layers_by == "greedy" and wanted.remove_layers else evidence.scores_for(run, wanted)
@@ -97,6 +96,13 @@ def start(options: argparse.Namespace) -> Run:
     run.begin()
     score.make(run)  # all passes: activations, Taylor, and the loss without each layer
     return run
+
+
+def greedy_order(run: Run) -> evidence.Scores:
+    """The layers as they go one by one, which begins every shorter removal; in a workdir where it lasts."""
+    own = Run(run.settings.changed({"workdir": str(run.workdir / "greedy"), "data.rows": str(run.data.folder)}))
+    own.begin()
+    return evidence.layers(own, PlanConfig(layers_by="greedy", remove_layers=max(REMOVED)))
 
 
 def wishes(run: Run) -> Iterator[tuple[PlanConfig, dict[str, Any]]]:
