@@ -59,7 +59,9 @@ def make(run: Run) -> None:
     stability = split_half(found, chosen.over_batch, chosen.over_sequence)
     if stability:
         run.say("score: split-half rank correlation: " + ", ".join(f"{axis} {r:.3f}" for axis, r in stability.items()))
-    for line in too_few(stability):
+    ranked = set(axes_to_score(chosen, run.source.config.sizes)) | ({"layers"} if layers_by_score(chosen) else set())
+    used = stability if run.settings.search.wanted else {axis: r for axis, r in stability.items() if axis in ranked}
+    for line in too_few(used) if used or not stability else ():
         run.say(f"score: warning: {line}")
 
 
