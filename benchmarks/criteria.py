@@ -41,7 +41,7 @@ from chopjax.sharding.mesh import place_batch
 REMOVED = (3, 6, 10, 15)
 SHARES = (0.90, 0.80, 0.65)
 LAYOUTS = ("max_gap", "input", "output", "middle", "both", "last")
-MEASURED = ("block_importance", "angular", "angular_last_token", "leave_one_out", "leave_block_out", "greedy")
+MEASURED = ("best", "block_importance", "angular", "angular_last_token", "leave_one_out", "leave_block_out", "greedy")
 OTHERS = ("taylor", "magnitude")
 REFITTED = (6, 0.80)  # where the refit of the default plan is measured too
 AGGREGATIONS = ("mean", "l2", "var")
@@ -63,11 +63,10 @@ def main() -> None:
     options = parser.parse_args()
     run = start(options)
     judge = Judge(run, options.judged)
-    order = greedy_order(run)
+    evidence.layers(run, PlanConfig(layers_by="greedy", remove_layers=max(REMOVED)))  # begins all shorter removals
     rows = []
     for wanted, row in wishes(run):
-        scores = order if wanted.layers_by == "greedy" and wanted.remove_layers else evidence.scores_for(run, wanted)
-        plan = build_plan(wanted, run.source.config.sizes, scores, run.settings.source, options.rows)
+        plan = build_plan(wanted, run.source.config.sizes, scores_of(run, wanted), run.settings.source, options.rows)
         losses = judge.losses(plan)
         rows.append(row | {"losses": losses, "parameters": judge.parameters(plan)})
         print(f"{row['axis']:6} {row['kept']:>9} {row['criterion']:24} {judge.perplexity(losses):10.2f}", flush=True)
@@ -98,11 +97,13 @@ def start(options: argparse.Namespace) -> Run:
     return run
 
 
-def greedy_order(run: Run) -> evidence.Scores:
-    """The layers as they go one by one, which begins every shorter removal; in a workdir where it lasts."""
-    own = Run(run.settings.changed({"workdir": str(run.workdir / "greedy"), "data.rows": str(run.data.folder)}))
-    own.begin()
-    return evidence.layers(own, PlanConfig(layers_by="greedy", remove_layers=max(REMOVED)))
+def scores_of(run: Run, wanted: PlanConfig) -> evidence.Scores:
+    """What the plan is made from. Losses without blocks are kept in workdirs of their own, beside the greedy order."""
+    if wanted.layers_by == "leave_block_out":
+        workdir = run.workdir / f"blocks-{wanted.remove_layers}"
+        run = Run(run.settings.changed({"workdir": str(workdir), "data.rows": str(run.data.folder)}))
+        run.begin()
+    return evidence.scores_for(run, wanted)
 
 
 def wishes(run: Run) -> Iterator[tuple[PlanConfig, dict[str, Any]]]:

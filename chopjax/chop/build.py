@@ -27,6 +27,7 @@ WIDTHS = ("kv_heads", "q_per_kv", "mlp", "embed")
 # [layers - removed + 1], by the first layer of a contiguous block, the lowest goes; `removed` [at least removed], the
 # layers in the order in which they went.
 LAYER_SCORE: Mapping[str, str] = {
+    "best": "layers",
     "block_importance": "layers",
     "leave_one_out": "layers",
     "taylor": "layers",
@@ -39,6 +40,7 @@ LAYER_SCORE: Mapping[str, str] = {
 }
 
 _SAID = {
+    "best": "by block importance, angle, loss without each or greedily, whichever does best by {metric}",
     "block_importance": "least block importance: 1 - cos(input, output) (ShortGPT)",
     "leave_one_out": "least loss without each layer (Minitron)",
     "taylor": "least first-order change of the loss",
@@ -50,6 +52,7 @@ _SAID = {
     "greedy": "one at a time, each time the one without which the {metric} loss is lowest",
 }
 _WIDTHS_SAID = {
+    "best": "by block importance, angle, loss without each or greedily, whichever does best by {metric}",
     "activation": "highest activation ({over_sequence} over the sequence, {over_batch} over rows; Minitron)",
     "taylor": "highest first-order change of the loss",
     "magnitude": "largest weights",

@@ -9,7 +9,7 @@ from chopjax.errors import UserError
 Layout = Literal["max_gap", "input", "output", "middle", "both", "last"]
 LayersBy = Literal[
     "max_gap", "input", "output", "middle", "both", "last",
-    "block_importance", "angular", "angular_last_token", "leave_one_out", "leave_block_out", "greedy",
+    "best", "block_importance", "angular", "angular_last_token", "leave_one_out", "leave_block_out", "greedy",
     "taylor", "magnitude", "random",
 ]  # fmt: skip
 WidthsBy = Literal["activation", "taylor", "magnitude", "random"]
@@ -23,7 +23,8 @@ class PlanConfig:
 
     Attributes:
         layers_by: which layers go, when `remove_layers` says how many. A layout of Just CHOP (section 3): `max_gap`,
-            `input`, `output`, `middle`, `both`; `last` drops the end. By score: `block_importance` (ShortGPT),
+            `input`, `output`, `middle`, `both`; `last` drops the end. `best` tries several of what follows and takes
+            the one that does best by `metric` on calibration rows. By score: `block_importance` (ShortGPT),
             `angular` (the contiguous block with the least angle between its ends, over all tokens),
             `angular_last_token` (over the last token of each row alone, as in Gromov et al.), `leave_one_out` (the loss
             without each layer, Minitron), `leave_block_out` (the contiguous block without which the loss by `metric` is
@@ -53,7 +54,7 @@ class PlanConfig:
         file: a plan written by hand or by an earlier run; overrides all of the above.
     """
 
-    layers_by: LayersBy = "greedy"
+    layers_by: LayersBy = "best"
     remove_layers: int = 0
     layers: tuple[int, ...] = ()
     metric: str = "next_token"

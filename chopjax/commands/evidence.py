@@ -1,6 +1,8 @@
 """What ranks the units of a run's source: read from the score file, taken from weights, or measured for the purpose."""
 
+import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +11,11 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from chopjax.axes import AROUND
-from chopjax.chop.build import LAYER_SCORE, WIDTHS, Scores, axes_to_score, build_plan, layers_by_score
-from chopjax.chop.config import PlanConfig
+from chopjax.chop.build import LAYER_SCORE, WIDTHS, Scores, axes_to_score, build_plan, choose_layers, layers_by_score
+from chopjax.chop.config import LayersBy, PlanConfig
 from chopjax.chop.heads import head_similarity
-from chopjax.commands import removal, score, trials, vocabulary
+from chopjax.chop.plan import Plan
+from chopjax.commands import metric, removal, score, trials, vocabulary
 from chopjax.commands.run import DIMCHOP, Run
 from chopjax.hf.reading import read_leaf
 from chopjax.score.aggregate import activation_scores
@@ -21,6 +24,10 @@ from chopjax.score.weights import magnitude
 from chopjax.sharding.mesh import replicated
 
 ANGLES: Mapping[str, Kind] = {"angular": "angle", "angular_last_token": "last_angle"}
+
+# What `best` tries: the cheap criteria of each kind, and the greedy one, which is seldom beaten by more than noise.
+CONTENDERS: tuple[LayersBy, ...] = ("block_importance", "angular", "leave_one_out", "greedy")
+CONTENDERS_BY_METRIC: tuple[LayersBy, ...] = ("block_importance", "angular", "greedy")
 
 
 def scores_for(run: Run, wanted: PlanConfig) -> dict[str, np.ndarray]:
@@ -69,9 +76,28 @@ def layers(run: Run, wanted: PlanConfig) -> Scores:
         return {"layers": block_importance(score.read(run).sums)}
     if by in ANGLES:
         return {"blocks": removal_distances(score.read(run).sums, count, ANGLES[by])}
+    if by == "best":
+        return {"layers": _best(run, wanted)}
     if by in ("leave_one_out", "leave_block_out", "greedy"):
         return {LAYER_SCORE[by]: removal.measured(run, wanted)}
     return {"layers": _of_weights(run, by)["layers"]}
+
+
+def _best(run: Run, wanted: PlanConfig) -> np.ndarray:
+    """1 for each layer that stays by whichever criterion does best by `plan.metric`, over all calibration rows."""
+    whole = run.source.config.layers
+    criteria: dict[tuple[int, ...], str] = {}
+    for by in CONTENDERS if metric.is_loss(run) else CONTENDERS_BY_METRIC:
+        chosen = dataclasses.replace(wanted, layers_by=by)
+        kept = choose_layers(chosen, whole, layers(run, chosen))
+        criteria.setdefault(tuple(kept.tolist()), by)
+    tried = trials.Trials(run, rows=run.settings.score.rows)
+    plans = {kept: Plan(run.source.config.sizes, {"layers": np.asarray(kept, np.int32)}) for kept in criteria}
+    losses = {kept: tried.loss(plan) for kept, plan in plans.items()}
+    for kept, loss in losses.items():
+        run.say(f"plan: {wanted.remove_layers} layers by {criteria[kept]}: {wanted.metric} {loss:.4f}")
+    best = min(losses, key=lambda kept: losses[kept] if math.isfinite(losses[kept]) else math.inf)
+    return np.isin(np.arange(whole), best).astype(np.float64)
 
 
 def placeholders(run: Run, wanted: PlanConfig) -> dict[str, np.ndarray]:

@@ -100,7 +100,7 @@ def passes(chosen: Settings) -> list[str]:
     criteria = {wanted.widths_by, wanted.layers_by if layers_by_score(wanted) or chosen.search.wanted else ""}
     found = ["taylor"] if "taylor" in criteria else []
     by_loss = wanted.metric in get_args(LossMetric)
-    return found + ([without_name(wanted.metric)] if by_loss and "leave_one_out" in criteria else [])
+    return found + ([without_name(wanted.metric)] if by_loss and {"leave_one_out", "best"} & criteria else [])
 
 
 def _work(run: Run) -> None:

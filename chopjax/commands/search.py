@@ -217,8 +217,8 @@ class _Plans:
 
     def __init__(self, run: Run, most: int) -> None:
         self._run = run
-        if run.settings.plan.layers_by == "greedy" and most:
-            removal.measured(run, dataclasses.replace(run.settings.plan, remove_layers=most))
+        if run.settings.plan.layers_by in ("best", "greedy") and most:
+            removal.measured(run, dataclasses.replace(run.settings.plan, layers_by="greedy", remove_layers=most))
         # Widths that shrink in steps do so on the way to sizes, which are not known yet.
         self._widths: Scores = evidence.widths(run, dataclasses.replace(run.settings.plan, iterations=1))
         self._layers: dict[int, Scores] = {}

@@ -30,13 +30,14 @@ class Trials:
     Args:
         run: the run, whose `plan.metric` is measured.
         params: the source's parameters; loaded if None.
+        rows: of calibration text; 0 for as many as losses are measured on.
     """
 
-    def __init__(self, run: Run, params: Params | None = None) -> None:
+    def __init__(self, run: Run, params: Params | None = None, rows: int = 0) -> None:
         self._run = run
         self._config, self._params = run.source.config, run.load(run.source) if params is None else params
         self._worth = None if metric.is_loss(run) else metric.function(run)
-        rows = run.settings.score.rows_for_losses
+        rows = rows or run.settings.score.rows_for_losses
         self._batches = list(calibration.calibration(run, rows)) if self._worth is None else []
 
     def loss(self, plan: Plan) -> float:

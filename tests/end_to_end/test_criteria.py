@@ -20,7 +20,7 @@ def plan(workdir: pathlib.Path) -> Plan:
 
 @pytest.mark.parametrize(
     "by",
-    ["block_importance", "angular", "angular_last_token", "leave_one_out", "leave_block_out", "greedy"]
+    ["best", "block_importance", "angular", "angular_last_token", "leave_one_out", "leave_block_out", "greedy"]
     + ["taylor", "magnitude", "random"],
 )
 def test_layers_by_every_criterion(place: Place, tmp_path: pathlib.Path, by: str) -> None:
