@@ -89,8 +89,7 @@ def _best(run: Run, wanted: PlanConfig) -> np.ndarray:
     criteria: dict[tuple[int, ...], str] = {}
     for by in CONTENDERS if metric.is_loss(run) else CONTENDERS_BY_METRIC:
         chosen = dataclasses.replace(wanted, layers_by=by)
-        kept = choose_layers(chosen, whole, layers(run, chosen))
-        criteria.setdefault(tuple(kept.tolist()), by)
+        criteria.setdefault(tuple(choose_layers(chosen, whole, layers(run, chosen)).tolist()), by)
     tried = trials.Trials(run, rows=run.settings.score.rows)
     plans = {kept: Plan(run.source.config.sizes, {"layers": np.asarray(kept, np.int32)}) for kept in criteria}
     losses = {kept: tried.loss(plan) for kept, plan in plans.items()}
