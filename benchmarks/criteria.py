@@ -109,23 +109,23 @@ def scores_of(run: Run, wanted: PlanConfig) -> evidence.Scores:
 def wishes(run: Run) -> Iterator[tuple[PlanConfig, dict[str, Any]]]:
     """Every plan of the table with its row; `kept` says layers, or the share of the parameters."""
     whole = run.source.config
-    for removed in REMOVED:
-        for by in (*LAYOUTS, *MEASURED, *OTHERS, "random"):
-            wanted = PlanConfig(layers_by=by, remove_layers=removed)
-            row: dict[str, Any] = {"axis": "layers", "criterion": by, "kept": f"{whole.layers - removed}"}
-            yield wanted, row | {"default": by == DEFAULT.layers_by}
-            if by == DEFAULT.layers_by and removed == REFITTED[0]:
-                yield refitted(wanted, row)
     for share in SHARES:
         embed, mlp = widths(run, share)
         for by, (batch, sequence) in rankings():
             wanted = PlanConfig(widths_by=by, over_batch=batch, over_sequence=sequence, embed=embed, mlp=mlp)
             name = f"activation {batch}, {sequence}" if by == "activation" else by
-            row = {"axis": "width", "criterion": name, "kept": f"{embed} x {mlp}", "share": share}
+            row: dict[str, Any] = {"axis": "width", "criterion": name, "kept": f"{embed} x {mlp}", "share": share}
             own = (DEFAULT.widths_by, DEFAULT.over_batch, DEFAULT.over_sequence)
             is_default = (by, batch, sequence) == own if by == "activation" else by == own[0]
             yield wanted, row | {"default": is_default}
             if is_default and share == REFITTED[1]:
+                yield refitted(wanted, row)
+    for removed in REMOVED:
+        for by in (*LAYOUTS, *MEASURED, *OTHERS, "random"):
+            wanted = PlanConfig(layers_by=by, remove_layers=removed)
+            row = {"axis": "layers", "criterion": by, "kept": f"{whole.layers - removed}"}
+            yield wanted, row | {"default": by == DEFAULT.layers_by}
+            if by == DEFAULT.layers_by and removed == REFITTED[0]:
                 yield refitted(wanted, row)
 
 

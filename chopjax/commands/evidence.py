@@ -84,13 +84,13 @@ def layers(run: Run, wanted: PlanConfig) -> Scores:
 
 
 def _best(run: Run, wanted: PlanConfig) -> np.ndarray:
-    """1 for each layer that stays by whichever criterion does best by `plan.metric`, over all calibration rows."""
+    """1 for each layer that stays by whichever criterion does best by `plan.metric` on calibration rows."""
     whole = run.source.config.layers
     criteria: dict[tuple[int, ...], str] = {}
     for by in CONTENDERS if metric.is_loss(run) else CONTENDERS_BY_METRIC:
         chosen = dataclasses.replace(wanted, layers_by=by)
         criteria.setdefault(tuple(choose_layers(chosen, whole, layers(run, chosen)).tolist()), by)
-    tried = trials.Trials(run, rows=run.settings.score.rows)
+    tried = trials.Trials(run, fresh=True)
     plans = {kept: Plan(run.source.config.sizes, {"layers": np.asarray(kept, np.int32)}) for kept in criteria}
     losses = {kept: tried.loss(plan) for kept, plan in plans.items()}
     for kept, loss in losses.items():

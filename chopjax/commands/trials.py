@@ -1,5 +1,7 @@
 """Plans tried without being carried out: as masks on the uncut model, with its weights and one compilation for all."""
 
+import math
+
 import jax
 import numpy as np
 
@@ -30,15 +32,15 @@ class Trials:
     Args:
         run: the run, whose `plan.metric` is measured.
         params: the source's parameters; loaded if None.
-        rows: of calibration text; 0 for as many as losses are measured on.
+        fresh: whether plans are tried on the calibration rows that no loss was measured on before, where there are as
+            many of them: on its own rows a criterion that minimises a loss looks better than it is.
     """
 
-    def __init__(self, run: Run, params: Params | None = None, rows: int = 0) -> None:
+    def __init__(self, run: Run, params: Params | None = None, fresh: bool = False) -> None:
         self._run = run
         self._config, self._params = run.source.config, run.load(run.source) if params is None else params
         self._worth = None if metric.is_loss(run) else metric.function(run)
-        rows = rows or run.settings.score.rows_for_losses
-        self._batches = list(calibration.calibration(run, rows)) if self._worth is None else []
+        self._batches = _batches(run, fresh) if self._worth is None else []
 
     def loss(self, plan: Plan) -> float:
         """The metric of what `plan` would keep; losses are means over calibration rows, in nats a token.
@@ -68,3 +70,11 @@ class Trials:
         params = chop_params(plan, declare(self._config), self._params)
         shardings = jax.tree.map(lambda p: p.sharding, self._params)
         return chop_config(self._config, plan), jax.tree.map(jax.device_put, params, shardings)
+
+
+def _batches(run: Run, fresh: bool) -> list[calibration.Batch]:
+    chosen = run.settings.score
+    if not fresh:
+        return list(calibration.calibration(run, chosen.rows_for_losses))
+    batches, seen = list(calibration.calibration(run)), math.ceil(chosen.rows_for_losses / chosen.batch)
+    return batches[seen:] if len(batches) >= 2 * seen else batches
