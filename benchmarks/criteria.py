@@ -24,8 +24,7 @@ import numpy as np
 
 from chopjax import files
 from chopjax.chop.apply import chop_config, chop_params
-from chopjax.chop.build import build_plan
-from chopjax.chop.config import PlanConfig
+from chopjax.chop.config import LayersBy, PlanConfig
 from chopjax.chop.plan import Plan
 from chopjax.chop.refit import refit
 from chopjax.commands import calibration, evidence, score, settings
@@ -40,9 +39,17 @@ from chopjax.sharding.mesh import place_batch
 
 REMOVED = (3, 6, 10, 15)
 SHARES = (0.90, 0.80, 0.65)
-LAYOUTS = ("max_gap", "input", "output", "middle", "both", "last")
-MEASURED = ("best", "block_importance", "angular", "angular_last_token", "leave_one_out", "leave_block_out", "greedy")
-OTHERS = ("taylor", "magnitude")
+LAYOUTS: tuple[LayersBy, ...] = ("max_gap", "input", "output", "middle", "both", "last")
+MEASURED: tuple[LayersBy, ...] = (
+    "best",
+    "block_importance",
+    "angular",
+    "angular_last_token",
+    "leave_one_out",
+    "leave_block_out",
+    "greedy",
+)
+OTHERS: tuple[Any, ...] = ("taylor", "magnitude")
 REFITTED = (6, 0.80)  # where the refit of the default plan is measured too
 AGGREGATIONS = ("mean", "l2", "var")
 DEFAULT = PlanConfig()
@@ -66,7 +73,7 @@ def main() -> None:
     evidence.layers(run, PlanConfig(layers_by="greedy", remove_layers=max(REMOVED)))  # begins all shorter removals
     rows = []
     for wanted, row in wishes(run):
-        plan = build_plan(wanted, run.source.config.sizes, scores_of(run, wanted), run.settings.source, options.rows)
+        plan = plan_of(run, wanted)
         losses = judge.losses(plan)
         rows.append(row | {"losses": losses, "parameters": judge.parameters(plan)})
         print(f"{row['axis']:6} {row['kept']:>9} {row['criterion']:24} {judge.perplexity(losses):10.2f}", flush=True)
@@ -97,13 +104,13 @@ def start(options: argparse.Namespace) -> Run:
     return run
 
 
-def scores_of(run: Run, wanted: PlanConfig) -> evidence.Scores:
-    """What the plan is made from. Losses without blocks are kept in workdirs of their own, beside the greedy order."""
+def plan_of(run: Run, wanted: PlanConfig) -> Plan:
+    """The plan, from calibration rows alone. Losses without blocks are kept in workdirs of their own."""
     if wanted.layers_by == "leave_block_out":
         workdir = run.workdir / f"blocks-{wanted.remove_layers}"
         run = Run(run.settings.changed({"workdir": str(workdir), "data.rows": str(run.data.folder)}))
         run.begin()
-    return evidence.scores_for(run, wanted)
+    return evidence.plan_for(run, wanted)
 
 
 def wishes(run: Run) -> Iterator[tuple[PlanConfig, dict[str, Any]]]:

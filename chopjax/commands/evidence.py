@@ -30,6 +30,21 @@ CONTENDERS: tuple[LayersBy, ...] = ("block_importance", "angular", "leave_one_ou
 CONTENDERS_BY_METRIC: tuple[LayersBy, ...] = ("block_importance", "angular", "greedy")
 
 
+def plan_for(run: Run, wanted: PlanConfig) -> Plan:
+    """The plan that a config asks for; what it goes by is measured now unless that was done."""
+    chosen = settled(run, wanted)
+    plan = build_plan(
+        chosen, run.source.config.sizes, scores_for(run, chosen), run.settings.source, run.settings.score.rows
+    )
+    said = dict(plan.reasons)
+    if chosen != wanted:
+        said["layers"] += f"; best of several criteria by {wanted.metric}"
+    if run.settings.dimchop.mode == "pooled":
+        axes = axes_to_score(wanted, plan.source)
+        said |= dict.fromkeys(axes, "DimCHOP: sensitivity x uncertainty, pooled (Just CHOP)")
+    return dataclasses.replace(plan, reasons=said)
+
+
 def scores_for(run: Run, wanted: PlanConfig) -> dict[str, np.ndarray]:
     """All scores that `build_plan` reads for a config."""
     found: dict[str, np.ndarray] = {}
@@ -76,27 +91,27 @@ def layers(run: Run, wanted: PlanConfig) -> Scores:
         return {"layers": block_importance(score.read(run).sums)}
     if by in ANGLES:
         return {"blocks": removal_distances(score.read(run).sums, count, ANGLES[by])}
-    if by == "best":
-        return {"layers": _best(run, wanted)}
     if by in ("leave_one_out", "leave_block_out", "greedy"):
         return {LAYER_SCORE[by]: removal.measured(run, wanted)}
     return {"layers": _of_weights(run, by)["layers"]}
 
 
-def _best(run: Run, wanted: PlanConfig) -> np.ndarray:
-    """1 for each layer that stays by whichever criterion does best by `plan.metric` on calibration rows."""
-    whole = run.source.config.layers
-    criteria: dict[tuple[int, ...], str] = {}
+def settled(run: Run, wanted: PlanConfig) -> PlanConfig:
+    """The same, with `best` replaced by the criterion that does best by `plan.metric` on calibration rows."""
+    if wanted.layers_by != "best" or not wanted.remove_layers:
+        return wanted
+    criteria: dict[tuple[int, ...], LayersBy] = {}
     for by in CONTENDERS if metric.is_loss(run) else CONTENDERS_BY_METRIC:
         chosen = dataclasses.replace(wanted, layers_by=by)
-        criteria.setdefault(tuple(choose_layers(chosen, whole, layers(run, chosen)).tolist()), by)
+        kept = choose_layers(chosen, run.source.config.layers, layers(run, chosen))
+        criteria.setdefault(tuple(kept.tolist()), by)
     tried = trials.Trials(run, fresh=True)
-    plans = {kept: Plan(run.source.config.sizes, {"layers": np.asarray(kept, np.int32)}) for kept in criteria}
-    losses = {kept: tried.loss(plan) for kept, plan in plans.items()}
-    for kept, loss in losses.items():
-        run.say(f"plan: {wanted.remove_layers} layers by {criteria[kept]}: {wanted.metric} {loss:.4f}")
-    best = min(losses, key=lambda kept: losses[kept] if math.isfinite(losses[kept]) else math.inf)
-    return np.isin(np.arange(whole), best).astype(np.float64)
+    plans = {by: Plan(run.source.config.sizes, {"layers": np.asarray(kept)}) for kept, by in criteria.items()}
+    losses = {by: tried.loss(plan) for by, plan in plans.items()}
+    for by, loss in losses.items():
+        run.say(f"plan: {wanted.remove_layers} layers by {by}: {wanted.metric} {loss:.4f}")
+    best = min(losses, key=lambda by: losses[by] if math.isfinite(losses[by]) else math.inf)
+    return dataclasses.replace(wanted, layers_by=best)
 
 
 def placeholders(run: Run, wanted: PlanConfig) -> dict[str, np.ndarray]:

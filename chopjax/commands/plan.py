@@ -1,13 +1,12 @@
 """What is kept on every axis, and why: `WORKDIR/plan.json`."""
 
-import dataclasses
 import functools
 import pathlib
 from typing import Any
 
 from chopjax import files
 from chopjax.chop.apply import chop_config
-from chopjax.chop.build import WIDTHS, Scores, axes_to_score, build_plan
+from chopjax.chop.build import WIDTHS, build_plan
 from chopjax.chop.config import PlanConfig
 from chopjax.chop.optimizer_state import refuse_edits
 from chopjax.chop.plan import Plan, check_source
@@ -72,7 +71,8 @@ def check(run: Run) -> None:
         _check(run, _read(pathlib.Path(run.settings.plan.file)))
     else:
         wanted = run.settings.plan
-        _check(run, _build(run, wanted, evidence.placeholders(run, wanted)))
+        rows, scores = run.settings.score.rows, evidence.placeholders(run, wanted)
+        _check(run, build_plan(wanted, run.source.config.sizes, scores, refit_rows=rows))
 
 
 def inputs(run: Run) -> dict[str, Any]:
@@ -101,23 +101,11 @@ def describe(plan: Plan) -> list[str]:
 
 
 def _work(run: Run, wanted: PlanConfig) -> None:
-    if run.settings.plan.file:
-        plan = _read(pathlib.Path(run.settings.plan.file))
-    else:
-        plan = _build(run, wanted, evidence.scores_for(run, wanted))
+    file = run.settings.plan.file
+    plan = _read(pathlib.Path(file)) if file else evidence.plan_for(run, wanted)
     _check(run, plan)
     if run.writer:
         files.write_text(run.workdir / PLAN, plan.to_json() + "\n")
-
-
-def _build(run: Run, wanted: PlanConfig, scores: Scores) -> Plan:
-    plan = build_plan(wanted, run.source.config.sizes, scores, run.settings.source, run.settings.score.rows)
-    if run.settings.dimchop.mode == "pooled":
-        said = dict.fromkeys(
-            axes_to_score(wanted, plan.source), "DimCHOP: sensitivity x uncertainty, pooled (Just CHOP)"
-        )
-        plan = dataclasses.replace(plan, reasons={**plan.reasons, **said})
-    return plan
 
 
 def _sizes(wanted: PlanConfig) -> dict[str, int]:
@@ -145,9 +133,5 @@ def _check_edits(run: Run, plan: Plan) -> None:
     """Refuses edits that could not be made later, after all that is slow."""
     if run.settings.train.steps_before_chop:
         refuse_edits(plan)
-    fit, batch = refit.asked(plan), run.settings.score.batch
-    if fit and fit.rows <= batch:
-        raise UserError(
-            f"plan.refit: {fit.rows} calibration rows are one batch of {batch}, which cannot be halved; "
-            "raise score.rows or lower score.batch"
-        )
+    if fit := refit.asked(plan):
+        refit.check_rows(fit.rows, run.settings.score.batch)

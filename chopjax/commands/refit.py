@@ -11,6 +11,7 @@ from chopjax.chop.plan import Plan
 from chopjax.chop.refit import refit
 from chopjax.commands import calibration
 from chopjax.commands.run import STUDENT, Run
+from chopjax.errors import UserError
 from chopjax.hf.checkpoint import Checkpoint, open_checkpoint
 from chopjax.hf.reading import load_params
 from chopjax.hf.writing import export_params
@@ -23,6 +24,19 @@ PLAIN = ".chopped"
 def asked(plan: Plan) -> Refit | None:
     """The refit that a plan lists, if it lists one."""
     return next((edit for edit in plan.edits if isinstance(edit, Refit)), None)
+
+
+def check_rows(rows: int, batch: int) -> None:
+    """Refuses too few rows for the two halves of batches between which ridges are compared.
+
+    Raises:
+        UserError: names the fields.
+    """
+    if rows <= batch:
+        raise UserError(
+            f"plan.refit: {rows} calibration rows are one batch of {batch}, which cannot be halved; "
+            "raise score.rows or lower score.batch"
+        )
 
 
 def make_student(run: Run, wanted: Refit, plain: pathlib.Path) -> None:

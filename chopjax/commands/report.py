@@ -67,11 +67,11 @@ def _without_leftovers(run: Run) -> ReportedRun:
 
 
 def _measured_for(run: Run, removal: Removal) -> bool:
-    """Whether the plan's layers were chosen by these losses."""
+    """Whether the plan's layers were chosen by these losses, or among others by them."""
     chosen, gone = run.settings.plan, run.plan.source["layers"] - len(run.plan.layers)
     if chosen.file or not gone or removal.metric != chosen.metric:
         return False
-    if chosen.layers_by == "greedy":
+    if chosen.layers_by in ("best", "greedy"):
         return len(removal.removed) >= gone
     count = {"leave_one_out": 1, "leave_block_out": gone}.get(chosen.layers_by)
     return bool(removal.blocks) and removal.count == count

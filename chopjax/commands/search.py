@@ -18,9 +18,9 @@ from chopjax import checks, files
 from chopjax.axes import Sizes
 from chopjax.chop.apply import chop_config
 from chopjax.chop.build import WIDTHS, Scores, build_plan, layers_by_score
-from chopjax.chop.config import PlanConfig
+from chopjax.chop.config import LayersBy, PlanConfig
 from chopjax.chop.plan import Plan
-from chopjax.commands import evidence, metric, removal
+from chopjax.commands import evidence, metric, refit, removal
 from chopjax.commands.run import Run
 from chopjax.commands.stages import Stage
 from chopjax.commands.trials import Trials
@@ -80,11 +80,8 @@ def _check_edits(run: Run) -> None:
             f"train.steps_before_chop: the optimizer's moments cannot follow plan.{name}; set it to 0, or search "
             "without that"
         )
-    if chosen.plan.refit and chosen.score.rows <= chosen.score.batch:
-        raise UserError(
-            f"plan.refit: {chosen.score.rows} calibration rows are one batch of {chosen.score.batch}, which cannot be "
-            "halved; raise score.rows or lower score.batch"
-        )
+    if chosen.plan.refit:
+        refit.check_rows(chosen.score.rows, chosen.score.batch)
 
 
 def _no_heldout() -> UserError:
@@ -195,7 +192,7 @@ def _try(run: Run) -> None:
             "cost": every.primary,
             "dense": {"parameters": count(run.source.config), "loss": dense},
             "probes": measured,
-            "candidates": sorted(lines, key=lambda line: (line["loss"] is None, line["loss"])),
+            "candidates": sorted(lines, key=lambda line: (line["loss"] is None, line["loss"] or 0.0)),
         },
     )
 
@@ -221,19 +218,18 @@ class _Plans:
             removal.measured(run, dataclasses.replace(run.settings.plan, layers_by="greedy", remove_layers=most))
         # Widths that shrink in steps do so on the way to sizes, which are not known yet.
         self._widths: Scores = evidence.widths(run, dataclasses.replace(run.settings.plan, iterations=1))
-        self._layers: dict[int, Scores] = {}
+        self._layers: dict[int, tuple[LayersBy, Scores]] = {}
 
     def of(self, sizes: Sizes) -> Plan:
         """The plan of these sizes, with all words: candidates are tried on the source's own rows."""
         chosen = dataclasses.replace(wanted(self._run, {**self._run.source.config.sizes, **sizes}), vocab=0)
-        return build_plan(chosen, self._run.source.config.sizes, self._scores(chosen), self._run.settings.source)
-
-    def _scores(self, chosen: PlanConfig) -> Scores:
-        removed = chosen.remove_layers
-        if removed not in self._layers:
-            by_score = layers_by_score(chosen)
-            self._layers[removed] = evidence.layers(self._run, chosen) if by_score else {}
-        return {**self._widths, **self._layers[removed]}
+        if chosen.remove_layers not in self._layers:
+            known = evidence.settled(self._run, chosen)
+            found = evidence.layers(self._run, known) if layers_by_score(known) else {}
+            self._layers[chosen.remove_layers] = known.layers_by, found
+        layers_by, scores = self._layers[chosen.remove_layers]
+        chosen, scores = dataclasses.replace(chosen, layers_by=layers_by), {**self._widths, **scores}
+        return build_plan(chosen, self._run.source.config.sizes, scores, self._run.settings.source)
 
 
 def _choose(run: Run) -> None:
@@ -265,9 +261,7 @@ def _distil(run: Run, sizes: Sizes) -> float | None:
     from chopjax.commands import chop, heal, plan  # whose own commands make the plan, and so come back here
 
     chosen, steps = run.settings, run.settings.search.distill_steps
-    whole = wanted(run, sizes)
-    scores = evidence.scores_for(run, whole)
-    text = build_plan(whole, run.source.config.sizes, scores, chosen.source, chosen.score.rows).to_json()
+    text = evidence.plan_for(run, wanted(run, sizes)).to_json()
     folder = run.workdir / FOLDER / files.digest({"plan": text, "learnt": _learnt(run)})
     if run.writer:
         files.write_text(folder.with_suffix(".json"), text + "\n")
