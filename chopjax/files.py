@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from chopjax.errors import UserError
+
 # A file up to this size is read whole for its fingerprint; a bigger one is known by its size, head and tail. The head
 # of a safetensors file holds every tensor's name, dtype, shape and place.
 WHOLE_BYTES = 64 << 20
@@ -43,6 +45,23 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         ValueError: `value` holds a number that JSON has no word for.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_object(path: pathlib.Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is no such file.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return found
 
 
 def sync(path: str | os.PathLike[str]) -> None:

@@ -91,7 +91,7 @@ def _from_core(core: tokenizers.Tokenizer, raw: dict[str, Any], folder: pathlib.
     # A saved tokenizer may cut or pad every text to some length; rows need the whole text and nothing else.
     core.no_truncation()
     core.no_padding()
-    settings = _read_json(folder / "tokenizer_config.json")
+    settings = files.read_object(folder / "tokenizer_config.json") or {}
     bos = _special_id("bos_token", core, settings, folder)
     eos = _special_id("eos_token", core, settings, folder)
     tokens = core.get_vocab(with_added_tokens=True)
@@ -126,21 +126,9 @@ def _scores(model: dict[str, Any]) -> list[Any]:
     return vocab if isinstance(vocab, list) else []
 
 
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: not a JSON object")
-    return found
-
-
 def _special_id(key: str, core: tokenizers.Tokenizer, settings: dict[str, Any], folder: pathlib.Path) -> int | None:
     """The id of `bos_token` or `eos_token`: from the tokenizer's settings, or else the model's `config.json`."""
-    settings = settings if key in settings else _read_json(folder / "special_tokens_map.json")
+    settings = settings if key in settings else files.read_object(folder / "special_tokens_map.json") or {}
     if key in settings:
         value = settings[key]
         text = value.get("content") if isinstance(value, dict) else value
@@ -150,7 +138,7 @@ def _special_id(key: str, core: tokenizers.Tokenizer, settings: dict[str, Any], 
         if found is None:
             raise UserError(f"{folder / 'tokenizer_config.json'}: {key} {text!r} is not in the vocabulary")
         return found
-    value = _read_json(folder / "config.json").get(f"{key}_id")
+    value = (files.read_object(folder / "config.json") or {}).get(f"{key}_id")
     first = (value or [None])[0] if isinstance(value, list) else value
     if first is not None and (type(first) is not int or first < 0):
         raise UserError(f"{folder / 'config.json'}: {key}_id is {value!r}; it must be an id, or null for none")

@@ -12,6 +12,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Int
 
+from chopjax import files
 from chopjax.errors import UserError
 from chopjax.hf.vocabulary import check_words, pair_of, read_vocabulary, trims
 
@@ -62,7 +63,7 @@ def rewrite_tokenizer(folder: str | Path, kept: Int[np.ndarray, "kept"], vocab: 
         "vocab.json": lambda found: _words(found, renumber),
     }
     for name, rewrite in rewritten.items():
-        if (found := read_json(folder / name)) is not None:
+        if (found := files.read_object(folder / name)) is not None:
             written[name] = _text(rewrite(found))
     if raw and (folder / "merges.txt").is_file():
         written["merges.txt"] = _merges_file((folder / "merges.txt").read_text(encoding="utf-8"), raw, renumber)
@@ -76,7 +77,7 @@ def has_tokenizer(folder: str | Path) -> bool:
 
 def shared_words(whole: str | Path, part: str | Path) -> Int[np.ndarray, "kept"] | None:
     """The ids that were kept when one folder's tokenizer was trimmed to another's; None if it was not, or lost none."""
-    found = [read_json(Path(folder) / TOKENIZER) for folder in (whole, part)]
+    found = [files.read_object(Path(folder) / TOKENIZER) for folder in (whole, part)]
     if not all(raw and (raw.get("model") or {}).get("type") in ("BPE", "Unigram") for raw in found):
         return None
     one, other = (raw for raw in found if raw)
@@ -137,9 +138,9 @@ def named_ids(folder: str | Path, vocab: int) -> set[int]:
         return number
 
     for name in (CONFIG, GENERATION):
-        found = read_json(folder / name) or {}
+        found = files.read_object(folder / name) or {}
         renumber_ids({key: value for key, value in found.items() if key not in _FORBIDDEN}, note, name)
-    settings = read_json(folder / SETTINGS) or {}
+    settings = files.read_object(folder / SETTINGS) or {}
     _settings(settings, note)
     ids = read_vocabulary(read_tokenizer(folder)).ids
     for key, value in settings.items():
@@ -155,27 +156,10 @@ def read_tokenizer(folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: there is none.
     """
-    raw = read_json(Path(folder) / TOKENIZER)
+    raw = files.read_object(Path(folder) / TOKENIZER)
     if raw is None:
         raise UserError(f"{folder}: has no tokenizer.json, which is what can be trimmed; save one with transformers")
     return raw
-
-
-def read_json(file: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is no such file.
-
-    Raises:
-        UserError: the file holds something else.
-    """
-    if not file.is_file():
-        return None
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: not a JSON object")
-    return found
 
 
 def _ids(value: Any, renumber: Renumber, where: str) -> Any:
