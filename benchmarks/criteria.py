@@ -27,7 +27,7 @@ from chopjax.chop.apply import chop_config, chop_params
 from chopjax.chop.config import LayersBy, PlanConfig
 from chopjax.chop.plan import Plan
 from chopjax.chop.refit import refit
-from chopjax.commands import calibration, evidence, score, settings
+from chopjax.commands import calibration, choose, evidence, score, settings
 from chopjax.commands.refit import asked
 from chopjax.commands.run import Run
 from chopjax.data.batches import one_pass
@@ -110,7 +110,7 @@ def plan_of(run: Run, wanted: PlanConfig) -> Plan:
         workdir = run.workdir / f"blocks-{wanted.remove_layers}"
         run = Run(run.settings.changed({"workdir": str(workdir), "data.rows": str(run.data.folder)}))
         run.begin()
-    return evidence.plan_for(run, wanted)
+    return choose.plan_for(run, wanted)
 
 
 def wishes(run: Run) -> Iterator[tuple[PlanConfig, dict[str, Any]]]:
@@ -122,10 +122,8 @@ def wishes(run: Run) -> Iterator[tuple[PlanConfig, dict[str, Any]]]:
             wanted = PlanConfig(widths_by=by, over_batch=batch, over_sequence=sequence, embed=embed, mlp=mlp)
             name = f"activation {batch}, {sequence}" if by == "activation" else by
             row: dict[str, Any] = {"axis": "width", "criterion": name, "kept": f"{embed} x {mlp}", "share": share}
-            own = (DEFAULT.widths_by, DEFAULT.over_batch, DEFAULT.over_sequence)
-            is_default = (by, batch, sequence) == own if by == "activation" else by == own[0]
-            yield wanted, row | {"default": is_default}
-            if is_default and share == REFITTED[1]:
+            yield wanted, row | {"default": by == DEFAULT.widths_by}
+            if by == DEFAULT.widths_by and share == REFITTED[1]:
                 yield refitted(wanted, row)
     for removed in REMOVED:
         for by in (*LAYOUTS, *MEASURED, *OTHERS, "random"):
@@ -145,7 +143,7 @@ def refitted(wanted: PlanConfig, row: dict[str, Any]) -> tuple[PlanConfig, dict[
 def rankings() -> Iterator[tuple[Any, tuple[Any, Any]]]:
     """Each way to rank widths, with its aggregations over batch and sequence."""
     yield from (("activation", pair) for pair in itertools.product(AGGREGATIONS, AGGREGATIONS))
-    yield from ((by, (DEFAULT.over_batch, DEFAULT.over_sequence)) for by in (*OTHERS, "random"))
+    yield from ((by, (DEFAULT.over_batch, DEFAULT.over_sequence)) for by in ("best", *OTHERS, "random"))
 
 
 def widths(run: Run, share: float) -> tuple[int, int]:

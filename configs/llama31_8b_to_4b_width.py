@@ -15,6 +15,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     """The recipe; `arg` is a path of text to train on."""
     config = default_config()
     config.source = "meta-llama/Llama-3.1-8B"
+    config.plan.widths_by = "activation"  # by the aggregation that Minitron took, without trying others
     config.plan.embed = 3072
     config.plan.mlp = 9216
     config.score.rows = 1024

@@ -24,6 +24,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.score.rows = 32
     config.plan.layers_by = "angular"
     config.plan.remove_layers = 6
+    config.plan.widths_by = "activation"
     config.plan.mlp = 1152
     config.loss.kl = 1.0
     config.train.steps = 20

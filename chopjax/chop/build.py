@@ -52,7 +52,7 @@ _SAID = {
     "greedy": "one at a time, each time the one without which the {metric} loss is lowest",
 }
 _WIDTHS_SAID = {
-    "best": "by block importance, angle, loss without each or greedily, whichever does best by {metric}",
+    "best": "highest activation, by the aggregation that does best by {metric}",
     "activation": "highest activation ({over_sequence} over the sequence, {over_batch} over rows; Minitron)",
     "taylor": "highest first-order change of the loss",
     "magnitude": "largest weights",

@@ -12,7 +12,7 @@ LayersBy = Literal[
     "best", "block_importance", "angular", "angular_last_token", "leave_one_out", "leave_block_out", "greedy",
     "taylor", "magnitude", "random",
 ]  # fmt: skip
-WidthsBy = Literal["activation", "taylor", "magnitude", "random"]
+WidthsBy = Literal["best", "activation", "taylor", "magnitude", "random"]
 Aggregation = Literal["mean", "l2", "var"]
 HeadResidual = Literal["off", "minitron", "laco"]
 
@@ -35,10 +35,10 @@ class PlanConfig:
         metric: what the loss-based criteria minimise: `next_token`; `kl` (to the uncut model); `choices:FILE`, 1 minus
             the accuracy on questions (`chopjax.evaluate.choices`); or `module:function`, a function of a config and its
             parameters (`chopjax.score.metric.Metric`).
-        widths_by: what ranks neurons, heads and channels: mean `activation` (Minitron), `taylor`, `magnitude`,
-            `random`.
-        over_batch: aggregation of activations over calibration rows.
-        over_sequence: aggregation of activations over the tokens of a row.
+        widths_by: what ranks neurons, heads and channels: `activation` (Minitron), `taylor`, `magnitude`, `random`;
+            `best` is `activation` by the aggregation that does best by `metric` on calibration rows.
+        over_batch: aggregation of activations over calibration rows; of `best`, only where sizes are still searched.
+        over_sequence: aggregation of activations over the tokens of a row; likewise.
         iterations: rounds of scoring and cutting in which the widths shrink; 1 is single shot.
         mlp: MLP neurons to keep in each layer.
         embed: channels of the residual stream to keep.
@@ -58,7 +58,7 @@ class PlanConfig:
     remove_layers: int = 0
     layers: tuple[int, ...] = ()
     metric: str = "next_token"
-    widths_by: WidthsBy = "activation"
+    widths_by: WidthsBy = "best"
     over_batch: Aggregation = "l2"
     over_sequence: Aggregation = "mean"
     iterations: int = 1
@@ -82,7 +82,7 @@ class PlanConfig:
             or min(self.layers, default=0) < 0
         ):
             raise UserError(f"plan.layers is {self.layers}; give kept layers from 0, ascending, each once")
-        if self.iterations > 1 and (self.merge_kv_heads or self.widths_by != "activation"):
+        if self.iterations > 1 and (self.merge_kv_heads or self.widths_by not in ("best", "activation")):
             raise UserError(
                 f"plan.iterations is {self.iterations}, but only activations are scored again, and heads not merged "
                 "step by step; set it to 1, or use rounds"

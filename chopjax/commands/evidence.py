@@ -1,8 +1,6 @@
 """What ranks the units of a run's source: read from the score file, taken from weights, or measured for the purpose."""
 
-import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +9,10 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from chopjax.axes import AROUND
-from chopjax.chop.build import LAYER_SCORE, WIDTHS, Scores, axes_to_score, build_plan, choose_layers, layers_by_score
-from chopjax.chop.config import LayersBy, PlanConfig
+from chopjax.chop.build import LAYER_SCORE, WIDTHS, Scores, axes_to_score, build_plan, layers_by_score
+from chopjax.chop.config import PlanConfig
 from chopjax.chop.heads import head_similarity
-from chopjax.chop.plan import Plan
-from chopjax.commands import metric, removal, score, trials, vocabulary
+from chopjax.commands import removal, score, trials, vocabulary
 from chopjax.commands.run import DIMCHOP, Run
 from chopjax.hf.reading import read_leaf
 from chopjax.score.aggregate import activation_scores
@@ -24,25 +21,6 @@ from chopjax.score.weights import magnitude
 from chopjax.sharding.mesh import replicated
 
 ANGLES: Mapping[str, Kind] = {"angular": "angle", "angular_last_token": "last_angle"}
-
-# What `best` tries: the cheap criteria of each kind, and the greedy one, which is seldom beaten by more than noise.
-CONTENDERS: tuple[LayersBy, ...] = ("block_importance", "angular", "leave_one_out", "greedy")
-CONTENDERS_BY_METRIC: tuple[LayersBy, ...] = ("block_importance", "angular", "greedy")
-
-
-def plan_for(run: Run, wanted: PlanConfig) -> Plan:
-    """The plan that a config asks for; what it goes by is measured now unless that was done."""
-    chosen = settled(run, wanted)
-    plan = build_plan(
-        chosen, run.source.config.sizes, scores_for(run, chosen), run.settings.source, run.settings.score.rows
-    )
-    said = dict(plan.reasons)
-    if chosen != wanted:
-        said["layers"] += f"; best of several criteria by {wanted.metric}"
-    if run.settings.dimchop.mode == "pooled":
-        axes = axes_to_score(wanted, plan.source)
-        said |= dict.fromkeys(axes, "DimCHOP: sensitivity x uncertainty, pooled (Just CHOP)")
-    return dataclasses.replace(plan, reasons=said)
 
 
 def scores_for(run: Run, wanted: PlanConfig) -> dict[str, np.ndarray]:
@@ -61,10 +39,10 @@ def scores_for(run: Run, wanted: PlanConfig) -> dict[str, np.ndarray]:
 
 
 def widths(run: Run, wanted: PlanConfig) -> Scores:
-    """Scores of neurons, heads and channels by `wanted.widths_by`."""
+    """Scores of neurons, heads and channels by `wanted.widths_by`; `best`, not settled yet, is by activation."""
     if run.settings.dimchop.mode == "pooled":
         return load_file(run.workdir / DIMCHOP)
-    if wanted.widths_by != "activation":
+    if wanted.widths_by not in ("best", "activation"):
         return _of_weights(run, wanted.widths_by)
     found: Scores = activation_scores(score.read(run).sums, wanted.over_batch, wanted.over_sequence)
     for step in range(1, wanted.iterations):
@@ -94,24 +72,6 @@ def layers(run: Run, wanted: PlanConfig) -> Scores:
     if by in ("leave_one_out", "leave_block_out", "greedy"):
         return {LAYER_SCORE[by]: removal.measured(run, wanted)}
     return {"layers": _of_weights(run, by)["layers"]}
-
-
-def settled(run: Run, wanted: PlanConfig) -> PlanConfig:
-    """The same, with `best` replaced by the criterion that does best by `plan.metric` on calibration rows."""
-    if wanted.layers_by != "best" or not wanted.remove_layers:
-        return wanted
-    criteria: dict[tuple[int, ...], LayersBy] = {}
-    for by in CONTENDERS if metric.is_loss(run) else CONTENDERS_BY_METRIC:
-        chosen = dataclasses.replace(wanted, layers_by=by)
-        kept = choose_layers(chosen, run.source.config.layers, layers(run, chosen))
-        criteria.setdefault(tuple(kept.tolist()), by)
-    tried = trials.Trials(run, fresh=True)
-    plans = {by: Plan(run.source.config.sizes, {"layers": np.asarray(kept)}) for kept, by in criteria.items()}
-    losses = {by: tried.loss(plan) for by, plan in plans.items()}
-    for by, loss in losses.items():
-        run.say(f"plan: {wanted.remove_layers} layers by {by}: {wanted.metric} {loss:.4f}")
-    best = min(losses, key=lambda by: losses[by] if math.isfinite(losses[by]) else math.inf)
-    return dataclasses.replace(wanted, layers_by=best)
 
 
 def placeholders(run: Run, wanted: PlanConfig) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from chopjax.chop.build import WIDTHS, build_plan
 from chopjax.chop.config import PlanConfig
 from chopjax.chop.optimizer_state import refuse_edits
 from chopjax.chop.plan import Plan, check_source
-from chopjax.commands import evidence, metric, refit, report, score, search, vocabulary
+from chopjax.commands import choose, evidence, metric, refit, report, score, search, vocabulary
 from chopjax.commands.run import PLAN, Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
@@ -102,7 +102,7 @@ def describe(plan: Plan) -> list[str]:
 
 def _work(run: Run, wanted: PlanConfig) -> None:
     file = run.settings.plan.file
-    plan = _read(pathlib.Path(file)) if file else evidence.plan_for(run, wanted)
+    plan = _read(pathlib.Path(file)) if file else choose.plan_for(run, wanted)
     _check(run, plan)
     if run.writer:
         files.write_text(run.workdir / PLAN, plan.to_json() + "\n")

@@ -20,7 +20,7 @@ from chopjax.chop.apply import chop_config
 from chopjax.chop.build import WIDTHS, Scores, build_plan, layers_by_score
 from chopjax.chop.config import LayersBy, PlanConfig
 from chopjax.chop.plan import Plan
-from chopjax.commands import evidence, metric, refit, removal
+from chopjax.commands import choose, evidence, metric, refit, removal
 from chopjax.commands.run import Run
 from chopjax.commands.stages import Stage
 from chopjax.commands.trials import Trials
@@ -224,7 +224,7 @@ class _Plans:
         """The plan of these sizes, with all words: candidates are tried on the source's own rows."""
         chosen = dataclasses.replace(wanted(self._run, {**self._run.source.config.sizes, **sizes}), vocab=0)
         if chosen.remove_layers not in self._layers:
-            known = evidence.settled(self._run, chosen)
+            known = choose.settled(self._run, dataclasses.replace(chosen, widths_by="activation"))
             found = evidence.layers(self._run, known) if layers_by_score(known) else {}
             self._layers[chosen.remove_layers] = known.layers_by, found
         layers_by, scores = self._layers[chosen.remove_layers]
@@ -261,7 +261,7 @@ def _distil(run: Run, sizes: Sizes) -> float | None:
     from chopjax.commands import chop, heal, plan  # whose own commands make the plan, and so come back here
 
     chosen, steps = run.settings, run.settings.search.distill_steps
-    text = evidence.plan_for(run, wanted(run, sizes)).to_json()
+    text = choose.plan_for(run, wanted(run, sizes)).to_json()
     folder = run.workdir / FOLDER / files.digest({"plan": text, "learnt": _learnt(run)})
     if run.writer:
         files.write_text(folder.with_suffix(".json"), text + "\n")

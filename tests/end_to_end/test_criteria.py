@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import pytest
 from end_to_end.runs import MODEL, Death, Place, done, run
@@ -40,6 +41,20 @@ def test_widths_by_every_criterion(place: Place, tmp_path: pathlib.Path, by: str
     assert {axis: plan(tmp_path / "run").sizes[axis] for axis in ("kv_heads", "q_per_kv", "embed", "mlp")} == {
         "kv_heads": 1, "q_per_kv": 1, "embed": 30, "mlp": 12,
     }  # fmt: skip
+
+
+def test_the_best_aggregation_is_taken(place: Place, tmp_path: pathlib.Path) -> None:
+    said = done(place, "plan", place.arguments(tmp_path / "run", "plan.embed=30", "plan.mlp=9")).stdout
+    tried = re.findall(r"plan: mlp, embed by activation \((\w+), then (\w+)\): next_token ([\d.]+)", said)
+    assert len(tried) == 6 and len({(tokens, rows) for tokens, rows, _ in tried}) == 6
+    least = min(float(loss) for *_, loss in tried)
+    reason = plan(tmp_path / "run").reasons["mlp"]
+    assert "best of several criteria by next_token" in reason
+    assert any(
+        f"({tokens} over the sequence, {rows} over rows" in reason
+        for tokens, rows, loss in tried
+        if float(loss) == least
+    )
 
 
 def test_the_search_meets_its_budget_and_goes_on_where_it_was_cut_off(place: Place, tmp_path: pathlib.Path) -> None:
