@@ -1,0 +1,1 @@
+"""Compiling a run's steps for TPUs that are not there, and reading off what they would cost."""
