@@ -26,6 +26,21 @@ def unpinned(array: Array, axes: tuple[str | None, ...]) -> Array:
 
 
 RESIDUAL = ("batch", "length", "embed")
+QUERIES = ("batch", "length", "kv_heads", "q_per_kv", "head_dim")
+KEYS = ("batch", "length", "kv_heads", "head_dim")
+
+# The named activations of a block, in the order in which they are made.
+ACTIVATION_AXES: Mapping[str, tuple[str, ...]] = {
+    "block_input": RESIDUAL,
+    "attention_norm": RESIDUAL,
+    "q": QUERIES,
+    "k": KEYS,
+    "v": KEYS,
+    "heads": QUERIES,
+    "mlp_norm": RESIDUAL,
+    "mlp_hidden": ("batch", "length", "mlp"),
+    "block_output": RESIDUAL,
+}
 
 
 class Tokens(NamedTuple):
@@ -61,20 +76,21 @@ class Attention(nnx.Module):
         kind: Int[Array, ""],
         cache: KeysValues | None,
         constrain: Constrain,
-    ) -> tuple[Float[Array, "batch length kv_heads q_per_kv head_dim"], KeysValues | None]:
-        """What each head adds before the output projection, and the cache with the new keys and values in it."""
-        q = constrain(self.q(x), ("batch", "length", "kv_heads", "q_per_kv", "head_dim"))
-        k = constrain(self.k(x), ("batch", "length", "kv_heads", "head_dim"))
-        v = constrain(self.v(x), ("batch", "length", "kv_heads", "head_dim"))
+    ) -> tuple[Float[Array, "batch length kv_heads q_per_kv head_dim"], KeysValues | None, dict[str, Array]]:
+        """What each head adds before the output projection; the cache with the new keys and values; q, k and v."""
+        q = constrain(self.q(x), QUERIES)
+        k = constrain(self.k(x), KEYS)
+        v = constrain(self.v(x), KEYS)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, tokens.cos, tokens.sin), rotate(k, tokens.cos, tokens.sin)
+        own = {"q": q, "k": k, "v": v}
         if cache is not None:
             at = (0, cache.start, 0, 0)
             k = jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), at)
             v = jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), at)
             cache = KeysValues(k, v, cache.start + x.shape[1])
-        return self._attend(q, k, v, tokens, kind, in_order=cache is None), cache
+        return self._attend(q, k, v, tokens, kind, in_order=cache is None), cache, own
 
     def _attend(self, q: Array, k: Array, v: Array, tokens: Tokens, kind: Int[Array, ""], in_order: bool) -> Array:
         def of_kind(layer: LayerKind) -> Callable[[Array, Array, Array], Array]:
@@ -105,15 +121,17 @@ class Block(nnx.Module):
     ) -> tuple[dict[str, Array], KeysValues | None]:
         """All activations by name (`block_output` is the result), and the updated cache.
 
-        Names: block_input, attention_norm, heads (before the output projection), mlp_norm, mlp_hidden (input of the
-        down projection), block_output. What nobody reads, XLA drops.
+        Names (`ACTIVATION_AXES`): block_input, attention_norm, q and k (after rotation) and v of the given tokens,
+        heads (before the output projection), mlp_norm, mlp_hidden (input of the down projection), block_output. What
+        nobody reads, XLA drops.
         """
         a = {"block_input": x}
         a["attention_norm"] = self.attention_norm(x, masks.get("embed"))
-        heads, cache = self.attention.heads(a["attention_norm"], tokens, kind, cache, constrain)
+        heads, cache, own = self.attention.heads(a["attention_norm"], tokens, kind, cache, constrain)
+        a |= own
         for name in ("kv_heads", "q_per_kv"):
             heads = masked(heads, masks.get(name), trailing=1 + (name == "kv_heads"))
-        a["heads"] = constrain(heads, ("batch", "length", "kv_heads", "q_per_kv", "head_dim"))
+        a["heads"] = constrain(heads, QUERIES)
         x = x + self._write(self.attention.o(a["heads"]), masks)
         a["mlp_norm"] = self.mlp_norm(x, masks.get("embed"))
         a["mlp_hidden"] = constrain(

@@ -13,6 +13,7 @@ from chopjax.axes import flatten, unflatten
 from chopjax.models.attention import Places
 from chopjax.models.block import RESIDUAL, Block, Constrain, KeysValues, Masks, Tokens, masked
 from chopjax.models.config import ModelConfig
+from chopjax.models.kept import Keep, empty, put, slot_of_layer
 from chopjax.models.layers import PRODUCT, Norm, parameter
 from chopjax.models.parameters import declare
 from chopjax.models.rope import rotation
@@ -43,12 +44,14 @@ class Output(NamedTuple):
         embedded: the embedding's output, before the first block.
         taps: what the tap returned for each block, stacked along `layers`; None without a tap.
         cache: the updated cache; None without one.
+        kept: the activations that `keep` names, each stacked along the layers that it names.
     """
 
     hidden: Float[Array, "batch length embed"]
     embedded: Float[Array, "batch length embed"]
     taps: PyTree
     cache: Cache | None
+    kept: Mapping[str, Float[Array, "kept batch length *rest"]]
 
 
 class Decoder(nnx.Module):
@@ -70,6 +73,7 @@ class Decoder(nnx.Module):
         *,
         masks: Masks | None = None,
         tap: Tap | None = None,
+        keep: Keep | None = None,
         remat: str = "none",
         constrain: Constrain = lambda x, axes: x,
         cache: Cache | None = None,
@@ -81,20 +85,31 @@ class Decoder(nnx.Module):
         shared = {name: masks.pop(name) for name in ("embed", "vocab") if name in masks}
         graph, stacked = nnx.split(self.layers)
 
-        def step(x: Array, layer: tuple) -> tuple[Array, tuple[PyTree, KeysValues | None]]:
+        keep = keep or {}
+
+        def step(x: Array, layer: tuple) -> tuple[Array, dict[str, Array], tuple[PyTree, KeysValues | None]]:
             params, kind, own_masks, keys_values = layer
             block = nnx.merge(graph, params)
             activations, keys_values = block(x, where, kind, shared | own_masks, keys_values, constrain)
-            return activations["block_output"], (tap(activations) if tap else None, keys_values)
+            picked = {name: activations[name] for name in keep}
+            return activations["block_output"], picked, (tap(activations) if tap else None, keys_values)
 
         if remat != "none":
             step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
+
+        def keeping(carry: tuple[Array, dict], over: tuple) -> tuple[tuple[Array, dict], PyTree]:
+            x, picked, out = step(carry[0], over[0])
+            return (x, put(carry[1], picked, over[1])), out
+
         kinds = jnp.asarray(self.config.kind_of_layer, jnp.int32)
         over = (stacked, kinds, masks, cache.layers if cache else None)
-        x, (taps, keys_values) = jax.lax.scan(step, x, over)
+        sizes = {**self.config.sizes, "batch": x.shape[0], "length": x.shape[1]}
+        start = (x, empty(keep, sizes, x.dtype, constrain))
+        slots = jax.tree.map(jnp.asarray, slot_of_layer(keep, self.config.layers))
+        (x, kept), (taps, keys_values) = jax.lax.scan(keeping, start, (over, slots))
         hidden = self.final_norm(x, shared.get("embed"))
         new_cache = Cache(keys_values, where.keys) if keys_values else None
-        return Output(constrain(hidden, RESIDUAL), embedded, taps, new_cache)
+        return Output(constrain(hidden, RESIDUAL), embedded, taps, new_cache, kept)
 
     def embedded(
         self, tokens: Int[Array, "batch length"], mask: Array | None, constrain: Constrain
@@ -128,6 +143,7 @@ def forward(
     *,
     masks: Masks | None = None,
     tap: Tap | None = None,
+    keep: Keep | None = None,
     remat: str = "none",
     constrain: Constrain = lambda x, axes: x,
     cache: Cache | None = None,
@@ -143,6 +159,7 @@ def forward(
         segment_ids: packed sequences of a row; a token sees its own segment only. All one segment if None.
         masks: what a plan would keep, as masks on the full-width model (see `chopjax.chop.masks`).
         tap: picks or reduces the activations of each block (names in `models.block.Block`).
+        keep: activations that come back whole, and of which layers; no others take memory.
         remat: which activations the backward pass recomputes: `none`, `full` or `dots`.
         constrain: pins activation shardings.
         cache: keys and values of earlier tokens; the given tokens follow them.
@@ -151,7 +168,7 @@ def forward(
         Hidden states after the final norm, and what was asked for besides.
     """
     return bind(config, params)(
-        tokens, positions, segment_ids, masks=masks, tap=tap, remat=remat, constrain=constrain, cache=cache
+        tokens, positions, segment_ids, masks=masks, tap=tap, keep=keep, remat=remat, constrain=constrain, cache=cache
     )
 
 

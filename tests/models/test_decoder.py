@@ -153,6 +153,9 @@ def test_taps_hold_each_block(config: ModelConfig) -> None:
     assert {name: x.shape for name, x in output.taps.items()} == {
         "block_input": residual,
         "attention_norm": residual,
+        "q": (config.layers, 2, 9, config.kv_heads, config.q_per_kv, config.head_dim),
+        "k": (config.layers, 2, 9, config.kv_heads, config.head_dim),
+        "v": (config.layers, 2, 9, config.kv_heads, config.head_dim),
         "heads": (config.layers, 2, 9, config.kv_heads, config.q_per_kv, config.head_dim),
         "mlp_norm": residual,
         "mlp_hidden": (config.layers, 2, 9, config.mlp),
