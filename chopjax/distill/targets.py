@@ -1,6 +1,7 @@
 """Targets of a teacher that is not in memory: a few tokens of its distribution at each position."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import jax
 from jaxtyping import Array, Float, Int
@@ -27,3 +28,13 @@ class Sparse:
     probs: Float[Array, "batch length k"]
     tail: Float[Array, "batch length"]
     offset: Float[Array, "batch length"]
+
+
+PREFIX = "target_"
+
+
+def of_batch(batch: Mapping[str, Array]) -> Sparse | None:
+    """The targets that a batch holds as `target_ids`, `target_probs`, `target_tail`, `target_offset`; None without."""
+    if f"{PREFIX}ids" not in batch:
+        return None
+    return Sparse(**{field.name: batch[f"{PREFIX}{field.name}"] for field in fields(Sparse)})
