@@ -1,6 +1,6 @@
 """Memory, cycles and traffic of training steps on TPU slices, compiled without a TPU.
 
-    python benchmarks/pods.py [--only NAME ...] [--text FOLDER]
+    python benchmarks/pods.py [--only NAME ...] [--dump FOLDER]
 
 Sequences of 4096 tokens, full remat, float32 master weights and AdamW, plain FSDP over all chips, one process. A step
 of this size takes 3 to 8 minutes of two cores to compile. Needs libtpu: pip install 'chopjax[tpu]'. Per chip:
@@ -74,21 +74,21 @@ def main() -> None:
     """Compiles row by row and prints each as it is done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help=", ".join(ROWS))
-    parser.add_argument("--text", type=pathlib.Path, help="folder for the text of each compiled module")
+    parser.add_argument("--dump", type=pathlib.Path, help="folder for the compiler's reports on each row")
     options = parser.parse_args()
     print(f"{'name':16} {'topology':10} {'peak GB':>8} {'cycles':>10} {'wire GB':>8} {'compile s':>10}", flush=True)
-    found = [measure(name, options.text) for name in options.only]
+    found = [measure(name, options.dump) for name in options.only]
     print(json.dumps({"rows": found}))
 
 
-def measure(name: str, text: pathlib.Path | None) -> dict[str, str | float | None]:
+def measure(name: str, dump: pathlib.Path | None) -> dict[str, str | float | None]:
     """Compiles one row and prints it; what does not fit into the chips' memory has no peak."""
     row = ROWS[name]
     chips = topology.devices(row.topology)
     result: dict[str, str | float | None] = {"name": name, "topology": row.topology}
     result |= dict.fromkeys(("peak_gb", "cycles", "wire_gb", "compile_seconds"))
     try:
-        done = steps.compile(row.step(len(chips)), chips)
+        done = steps.compile(row.step(len(chips)), chips, {"xla_dump_to": str(dump / name)} if dump else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -98,9 +98,6 @@ def measure(name: str, text: pathlib.Path | None) -> dict[str, str | float | Non
     if done.statistics is not None:
         result |= {"cycles": done.statistics.cycles, "wire_gb": sum(done.statistics.wire_bytes.values()) / 1e9}
         print_costs(done)
-    if text is not None:
-        text.mkdir(parents=True, exist_ok=True)
-        (text / f"{name}.hlo").write_text(done.compiled.as_text())
     cells = (f"{result[key]:{form}}" if result[key] is not None else "-" for key, form in COLUMNS.items())
     print(f"{name:16} {row.topology:10} " + " ".join(f"{cell:>8}" for cell in cells), flush=True)
     return result

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from chopjax.distill.config import LossConfig
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import abstract_params
 from chopjax.models.parameters import declare
-from chopjax.sharding.mesh import Constrain, make_mesh, param_shardings
+from chopjax.sharding.mesh import Constrain, Kernel, make_mesh, param_shardings
 from chopjax.sharding.rules import MeshConfig
 from chopjax.train import optimizers
 from chopjax.train.config import OptimizerConfig
@@ -36,6 +36,7 @@ class TrainingStep:
         optimizer: how gradients become updates.
         mesh: how devices are laid out.
         vocab_tokens: tokens of the tokenizer, where vocabularies are padded.
+        kernel: what computes attention (`sharding.mesh.Constrain`).
     """
 
     student: ModelConfig
@@ -47,6 +48,7 @@ class TrainingStep:
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     vocab_tokens: int | None = None
+    kernel: Kernel = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Compilation:
     @property
     def peak_bytes(self) -> int:
         """The most memory in use at one time, arguments and results included."""
-        return self.compiled.memory_analysis().peak_memory_in_bytes
+        return self.memory["peak"]
 
     @property
     def memory(self) -> dict[str, int]:
@@ -78,6 +80,7 @@ class Compilation:
         `temporary` is what the heap of temporaries takes with its gaps, and so may be more than the peak.
         """
         found = self.compiled.memory_analysis()
+        assert found is not None, "compilers for TPUs report memory"
         return {
             "peak": found.peak_memory_in_bytes,
             "arguments": found.argument_size_in_bytes,
@@ -96,7 +99,7 @@ def lower(wanted: TrainingStep, devices: Sequence[jax.Device]) -> jax.stages.Low
     """
     mesh, fallbacks = make_mesh(wanted.mesh, devices), wanted.mesh.fallbacks
     optimizer = optimizers.build(wanted.optimizer, declare(wanted.student))
-    models = Models(wanted.student, wanted.teacher, wanted.vocab_tokens, Constrain(mesh, fallbacks))
+    models = Models(wanted.student, wanted.teacher, wanted.vocab_tokens, Constrain(mesh, fallbacks, wanted.kernel))
     step = make_step(models, wanted.loss, wanted.step, optimizer, make_schedule(wanted.optimizer.schedule))
     state = jax.eval_shape(lambda params: init_state(params, optimizer), abstract_params(wanted.student))
     shardings = state_shardings(wanted.student, optimizer, mesh, fallbacks)
@@ -108,8 +111,15 @@ def lower(wanted: TrainingStep, devices: Sequence[jax.Device]) -> jax.stages.Low
     return compile_step(step, shardings, teacher_shardings, mesh).lower(state, teacher, batch)
 
 
-def compile(wanted: TrainingStep, devices: Sequence[jax.Device]) -> Compilation:
+def compile(
+    wanted: TrainingStep, devices: Sequence[jax.Device], options: Mapping[str, str] | None = None
+) -> Compilation:
     """`lower`, and then compiled; takes minutes for models of billions of parameters.
+
+    Args:
+        wanted: the step.
+        devices: what it is compiled for.
+        options: of the compiler; `xla_dump_to` names a folder for its reports, the assignment of buffers among them.
 
     Raises:
         UserError: as in `lower`.
@@ -118,7 +128,7 @@ def compile(wanted: TrainingStep, devices: Sequence[jax.Device]) -> Compilation:
     begun = time.perf_counter()
     lowered = lower(wanted, devices)
     between = time.perf_counter()
-    compiled = lowered.compile()
+    compiled = lowered.compile(dict(options or {}))
     ended = time.perf_counter()
     return Compilation(compiled, between - begun, ended - between, _statistics(compiled))
 

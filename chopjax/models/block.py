@@ -1,5 +1,6 @@
 """One decoder block, and what it is told about the tokens, the masks and the cache."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +14,11 @@ from chopjax.models.layers import Leaves, Linear, Mlp, Norm, masked
 from chopjax.models.rope import rotate
 
 Constrain = Callable[[Array, tuple[str | None, ...]], Array]
-"""Pins an activation's sharding by the names of its axes; the identity where there is no mesh."""
+"""Pins an activation's sharding by the names of its axes; the identity where there is no mesh.
+
+It may have an attribute `attention`, a function with the arguments of `models.attention.attention` that then takes its
+place: a kernel has to be told how the mesh splits it.
+"""
 
 Masks = Mapping[str, Any]
 """Axis name → float32, 1 where kept and 0 where dropped, shaped like the axis after those around it; for all axes but
@@ -90,11 +95,14 @@ class Attention(nnx.Module):
             k = jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), at)
             v = jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), at)
             cache = KeysValues(k, v, cache.start + x.shape[1])
-        return self._attend(q, k, v, tokens, kind, in_order=cache is None), cache, own
+        attend = functools.partial(getattr(constrain, "attention", attention), in_order=cache is None)
+        return self._attend(attend, q, k, v, tokens, kind), cache, own
 
-    def _attend(self, q: Array, k: Array, v: Array, tokens: Tokens, kind: Int[Array, ""], in_order: bool) -> Array:
+    def _attend(
+        self, attend: Callable[..., Array], q: Array, k: Array, v: Array, tokens: Tokens, kind: Int[Array, ""]
+    ) -> Array:
         def of_kind(layer: LayerKind) -> Callable[[Array, Array, Array], Array]:
-            return lambda q, k, v: attention(q, k, v, tokens.queries, tokens.keys, layer.window, in_order)
+            return lambda q, k, v: attend(q, k, v, tokens.queries, tokens.keys, layer.window)
 
         # The few kinds are compiled statically and picked at run time: a traced window could not drive a fused kernel.
         branches = [of_kind(layer) for layer in self.kinds]

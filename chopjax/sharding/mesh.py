@@ -1,19 +1,26 @@
 """Meshes, and shardings on them, from the rules."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from chopjax.axes import unflatten
 from chopjax.errors import UserError
+from chopjax.models.attention import Places, attention
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import declare
+from chopjax.models.splash import splash_attention
 from chopjax.sharding.rules import MESH_AXES, RULES, MeshConfig, assign
+
+Kernel = Literal["auto", "reference", "splash"]
+KEYS = ("batch", "length", "kv_heads", "head_dim")
+QUERIES = ("batch", "length", "kv_heads", "q_per_kv", "head_dim")
 
 
 def join_processes(config: MeshConfig) -> None:
@@ -103,10 +110,13 @@ class Constrain:
     Attributes:
         mesh: the mesh.
         fallbacks: axes whose fallback is permitted.
+        kernel: what computes the attention of tokens that are in order: `splash`, `reference`, or `auto` for splash
+            where the mesh is of TPUs. Splash on other devices is interpreted, which is slow.
     """
 
     mesh: Mesh | AbstractMesh
     fallbacks: tuple[str, ...] = ()
+    kernel: Kernel = "auto"
 
     def __call__(self, array: Array, names: tuple[str | None, ...]) -> Array:
         """`array`, pinned.
@@ -116,6 +126,35 @@ class Constrain:
         """
         pinned = NamedSharding(self.mesh, spec(names, array.shape, self.mesh.shape, self.fallbacks))
         return jax.lax.with_sharding_constraint(array, pinned)
+
+    def attention(
+        self,
+        q: Float[Array, "batch length kv_heads q_per_kv head_dim"],
+        k: Float[Array, "batch source kv_heads head_dim"],
+        v: Float[Array, "batch source kv_heads head_dim"],
+        queries: Places,
+        keys: Places,
+        window: int | None = None,
+        in_order: bool = False,
+    ) -> Float[Array, "batch length kv_heads q_per_kv head_dim"]:
+        """`models.attention.attention`, by a kernel that each device runs on its own rows and heads, where one serves.
+
+        Raises:
+            UserError: a size does not divide and no fallback is permitted.
+        """
+        on_tpu = isinstance(self.mesh, Mesh) and self.mesh.devices.flat[0].platform == "tpu"
+        if not in_order or self.kernel == "reference" or (self.kernel == "auto" and not on_tpu):
+            return attention(q, k, v, queries, keys, window, in_order)
+        of_q, of_k, of_rows = (
+            spec(names, array.shape, self.mesh.shape, self.fallbacks)
+            for names, array in ((QUERIES, q), (KEYS, k), (KEYS[:2], keys.segments))
+        )
+        local = functools.partial(splash_attention, window=window, interpret=not on_tpu)
+        # Unchecked: a Pallas call does not say over which axes its results differ.
+        by_device = jax.shard_map(
+            local, mesh=self.mesh, in_specs=(of_q, of_k, of_k, of_rows), out_specs=of_q, check_vma=False
+        )
+        return by_device(q, k, v, keys.segments)
 
     @property
     def batch_shards(self) -> int:
