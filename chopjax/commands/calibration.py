@@ -43,7 +43,7 @@ def calibration(run: Run, rows: int = 0) -> Iterator[Batch]:
 
     Yields:
         `tokens`, `segment_ids`, `positions`, int32 [batch, length], and `half` int32 [batch]: of which half of the
-            rows (even, odd) each is.
+            rows (even, odd) each is. Of a mixture with chats, bool `targets` too.
     """
     batch, rows, skip = run.settings.score.batch, rows_read(run, rows), run.settings.score.skip
     share = batch // jax.process_count()
@@ -68,5 +68,5 @@ def calibration(run: Run, rows: int = 0) -> Iterator[Batch]:
 
 
 def rows_of(batch: Batch) -> Batch:
-    """`tokens`, `segment_ids` and `positions` of a batch."""
-    return {name: batch[name] for name in ("tokens", "segment_ids", "positions")}
+    """`tokens`, `segment_ids` and `positions` of a batch, and `targets` if it has them."""
+    return {name: batch[name] for name in ("tokens", "segment_ids", "positions", "targets") if name in batch}

@@ -9,7 +9,6 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 
 from chopjax import files
 from chopjax.commands import score
@@ -17,6 +16,8 @@ from chopjax.commands.run import Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
 from chopjax.commands.watch import heldout
+from chopjax.data.batches import has_targets
+from chopjax.data.rows import stack_rows
 from chopjax.data.tokenize import Tokenizer
 from chopjax.errors import UserError
 from chopjax.evaluate.choices import choice_accuracy, load_items
@@ -126,17 +127,19 @@ def _rolling(run: Run, config: ModelConfig, params: dict[str, Any]) -> Evaluatio
     chosen = run.settings.evaluate
     every = (rows[index] for rows in run.student_data.heldout().values() for index in range(len(rows)))
     rows = itertools.islice(every, chosen.rows or None)
-    stream = np.concatenate([row["tokens"][row["segment_ids"] > 0] for row in rows])
+    chats = has_targets(run.student_data.heldout().values())
+    batch = stack_rows(list(rows), chats)
+    there = batch["segment_ids"] > 0
     return rolling_perplexity(
         config,
         params,
-        stream,
+        batch["tokens"][there],
         chosen.window,
         chosen.stride or -(-chosen.window // 2),
         chosen.batch,
+        targets=batch["targets"][there] if chats else None,
         chunk=run.settings.loss.chunk,
         vocab_tokens=run.student_tokenizer.vocab,
-        shards=run.constrain.batch_shards,
         constrain=run.constrain,
     )
 

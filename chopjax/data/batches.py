@@ -6,10 +6,11 @@ rows and their order are the same for any number of processes, and a run resumes
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
+import numpy as np
 
 from chopjax import files
 from chopjax.data.rows import Batch, Rows, stack_rows
@@ -47,6 +48,11 @@ def mixture_dataset(mixture: Mixture, seed: int) -> grain.MapDataset:
     return grain.MapDataset.mix(parts, [weight for _, weight in mixture])
 
 
+def has_targets(parts: Iterable[Rows]) -> bool:
+    """Whether batches of these rows say which tokens are to be predicted: those do in which there are chats."""
+    return any(rows.info.targets is not None for rows in parts)
+
+
 def _part_seed(seed: int, index: int) -> int:
     """A seed for each part. Grain adds the epoch to it, so seeds of neighbouring numbers would share their orders."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:4], "little")
@@ -62,8 +68,17 @@ def mixture_digest(mixture: Mixture, seed: int) -> str:
 class _Shares:
     """Element k is one process's share of the k-th batch from row `start` on."""
 
-    def __init__(self, dataset: grain.MapDataset, start: int, batch: int, process_index: int, process_count: int):
+    def __init__(
+        self,
+        dataset: grain.MapDataset,
+        targets: bool,
+        start: int,
+        batch: int,
+        process_index: int,
+        process_count: int,
+    ) -> None:
         self._dataset = dataset
+        self._targets = targets
         self._batch = batch
         self._share = batch // process_count
         self._first = start + process_index * self._share
@@ -74,11 +89,14 @@ class _Shares:
 
     def __getitem__(self, index: int) -> Batch:
         first = self._first + index * self._batch
-        return stack_rows([self._dataset[row] for row in range(first, first + self._share)])
+        return stack_rows([self._dataset[row] for row in range(first, first + self._share)], self._targets)
 
 
 class Batches(Iterator[Batch]):
     """Iterator of `{"tokens", "segment_ids", "positions"}`, each int32 [batch / process_count, length], without end.
+
+    Where any source of the mixture is of chats, there is bool `targets` too: True where a token is to be predicted, and
+    all True in rows of plain text.
 
     The batch at global row r holds rows r ... r + batch - 1 of the mixture, and this process's contiguous share of
     them. Threads read ahead. `seek`, `get_state` and `set_state` go by the next global row, so that any position is
@@ -114,6 +132,7 @@ class Batches(Iterator[Batch]):
             raise UserError(f"train.batch is {batch}; it must be a multiple of the {process_count} processes")
         self.batch = batch
         self._dataset = mixture_dataset(mixture, seed)
+        self._targets = has_targets(rows for rows, _ in mixture)
         self.digest = mixture_digest(mixture, seed)
         self._process = (process_index, process_count)
         self._threads = min(threads, prefetch)
@@ -135,7 +154,7 @@ class Batches(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         if self._iterator is None:
-            shares = _Shares(self._dataset, self._row, self.batch, *self._process)
+            shares = _Shares(self._dataset, self._targets, self._row, self.batch, *self._process)
             self._iterator = iter(grain.MapDataset.source(shares).to_iter_dataset(self._options))
         batch = next(self._iterator)
         self._row += self.batch
@@ -178,7 +197,8 @@ def one_pass(
         process_count: number of shares; every process gets equally many batches.
 
     Yields:
-        `{"tokens", "segment_ids", "positions"}`, each int32 [batch / process_count, length].
+        `{"tokens", "segment_ids", "positions"}`, each int32 [batch / process_count, length]; bool `targets` too where
+            any of the rows are of chats, as in `Batches`.
 
     Raises:
         UserError: `process_count` does not divide `batch`.
@@ -192,5 +212,5 @@ def one_pass(
         start = first + process_index * share
         rows = [part[index] for part, index in where[start : start + share]]
         blank = rows[0] if rows else where[0][0][0]
-        padding = {key: value * 0 for key, value in blank.items()}
-        yield stack_rows(rows + [padding] * (share - len(rows)))
+        padding = {key: np.zeros_like(value) for key, value in blank.items()}
+        yield stack_rows(rows + [padding] * (share - len(rows)), has_targets(parts))

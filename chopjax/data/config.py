@@ -21,6 +21,8 @@ class TextSource:
         hub: id of a dataset on the Hugging Face hub, streamed (needs the package `datasets`).
         format: `text` (one document per file), `jsonl`, `parquet`, `arrayrecord` or `hub`; "" goes by the file names.
         text_field: JSON field or column that holds the text.
+        messages: JSON field or column that holds a conversation, a list of `{role, content}` or `{from, value}`; it
+            takes the place of `text_field`, and only the assistant's answers are learnt. "" for plain text.
         weight: share of this source in a mixture, relative to the others; any positive scale.
         name: folder name of its rows; "" derives one from `path` or `hub`.
         heldout: the whole source is held out. Its documents are also held out wherever else they occur.
@@ -34,6 +36,7 @@ class TextSource:
     hub: str = ""
     format: Format = ""
     text_field: str = "text"
+    messages: str = ""
     weight: float = 1.0
     name: str = ""
     heldout: bool = False
@@ -51,11 +54,25 @@ class TextSource:
             raise UserError(f"data.sources: {said}: a hub id takes no format {self.format!r}; leave format empty")
         if self.format == "hub" and not self.hub:
             raise UserError(f"data.sources: {said}: format 'hub' needs a dataset id in hub, not a path")
+        if self.messages and self.text_field != "text":
+            raise UserError(f"data.sources: {said}: give either text_field or messages, not both")
+        if self.messages and self.format == "text":
+            raise UserError(f"data.sources: {said}: plain text files hold no messages; give JSON lines or Parquet")
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise UserError(f"data.sources: {said}: weight is {self.weight}; it must be a positive number")
         checks.at_least(self, f"data.sources: {said}", 0, "max_documents")
         if self.name and not re.fullmatch(r"[\w][\w.-]*", self.name):
             raise UserError(f"data.sources: name {self.name!r} must be letters, digits, '_', '-' and '.'")
+
+    @property
+    def field(self) -> str:
+        """JSON field or column that is read."""
+        return self.messages or self.text_field
+
+    @property
+    def setting(self) -> str:
+        """Which setting names `field`."""
+        return "messages" if self.messages else "text_field"
 
     @property
     def label(self) -> str:

@@ -25,6 +25,8 @@ class Part:
         rows: rows of each split.
         tokens: tokens of each split, padding not counted.
         documents: documents of each split.
+        template: of chats, the digest of what they were rendered with; "" for plain text.
+        targets: of chats, tokens of each split that are to be predicted; empty for plain text, where all are.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Part:
     rows: Mapping[str, int]
     tokens: Mapping[str, int]
     documents: Mapping[str, int]
+    template: str = ""
+    targets: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,8 @@ class Manifest:
     def _rows(self, part: Part, split: str) -> Rows:
         rows = Rows(self.folder / part.name / split)
         same = rows.info.length == self.length and rows.info.tokenizer == self.tokenizer
-        if not same or rows.info.recipe.get("text") != part.digest or len(rows) != part.rows[split]:
+        made_of = rows.info.recipe.get("text"), rows.info.recipe.get("template", "")
+        if not same or made_of != (part.digest, part.template) or len(rows) != part.rows[split]:
             raise UserError(f"{rows.folder} was written after {FILE}; run chopjax.prepare_data again")
         return rows
 
@@ -80,7 +85,8 @@ class Manifest:
             weight = "held out" if part.heldout else f"{part.weight:g}"
             columns = [f"{part.tokens['train']:>14,}", f"{part.rows['train']:>9,}"]
             columns += [f"{part.tokens['heldout']:>16,}", f"{part.rows['heldout']:>9,}"]
-            lines.append(f"{part.name:24} {weight:>8} {' '.join(columns)}")
+            answers = f"  (in answers: {', '.join(f'{count:,}' for count in part.targets.values())})"
+            lines.append(f"{part.name:24} {weight:>8} {' '.join(columns)}{answers if part.targets else ''}")
         return lines
 
 
@@ -88,6 +94,10 @@ def write_manifest(manifest: Manifest) -> None:
     """Writes `manifest.json` atomically."""
     value = dataclasses.asdict(dataclasses.replace(manifest, folder=pathlib.Path()))
     del value["folder"]
+    for part in value["parts"]:
+        for name in ("template", "targets"):  # plain text has neither
+            if not part[name]:
+                del part[name]
     files.write_json(manifest.folder / FILE, {"format": FORMAT, **value})
 
 

@@ -7,18 +7,22 @@ out/SOURCE/heldout/  rows of those that never are
 
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from chopjax import files
+from chopjax.data.chat import Chat, conversations
 from chopjax.data.checks import check_length, check_tokenizers, check_vocab
 from chopjax.data.config import DataConfig, TextSource
 from chopjax.data.find import source_digest
 from chopjax.data.manifest import Manifest, Part, open_prepared, write_manifest
 from chopjax.data.packing import Packer
 from chopjax.data.rows import RowsInfo, RowsWriter, read_info
+from chopjax.data.template import load_template
 from chopjax.data.text import documents
-from chopjax.data.tokenize import Bounds, Tokenizer, document_bounds, encode_documents, load_tokenizer
+from chopjax.data.tokenize import Bounds, Tokenizer, covered, document_bounds, encode_documents, load_tokenizer
 from chopjax.errors import UserError
 from chopjax.folders import written_whole
 
@@ -27,6 +31,7 @@ BATCH_DOCUMENTS = 512
 BATCH_CHARACTERS = 1 << 22
 
 Say = Callable[[str], None]
+Document = str | Chat
 
 
 def prepare(
@@ -61,13 +66,13 @@ def prepare(
     if positions is not None:
         check_length(config.length, positions)
     tokenizer = load_tokenizer(tokenizer_folder)
-    job = _Job(config, tokenizer, document_bounds(tokenizer, config), pathlib.Path(out_folder), vocab, say)
+    job = _Job(config, tokenizer, tokenizer_folder, pathlib.Path(out_folder), vocab, say)
     parts: list[Part] = []
     infos: list[RowsInfo] = []
     for source in config.sources:
         digest = source_digest(source)
         written = _prepare_source(job, source, digest)
-        parts.append(_part(source, digest, written))
+        parts.append(_part(source, digest, job.template_of(source), written))
         infos += written.values()
     max_token = max(info.max_token for info in infos)
     manifest = Manifest(job.out, config.length, tokenizer.digest, max_token, tuple(parts))
@@ -116,40 +121,76 @@ class _Job:
     """What every source of one `prepare` shares."""
 
     def __init__(
-        self, config: DataConfig, tokenizer: Tokenizer, bounds: Bounds, out: pathlib.Path, vocab: int | None, say: Say
+        self,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        tokenizer_folder: str | pathlib.Path,
+        out: pathlib.Path,
+        vocab: int | None,
+        say: Say,
     ) -> None:
-        self.config, self.tokenizer, self.bounds = config, tokenizer, bounds
+        self.config, self.tokenizer = config, tokenizer
         self.out, self.vocab, self.say = out, vocab, say
+        self.bounds = document_bounds(tokenizer, config)
+        chats = any(source.messages for source in config.sources)
+        self.template = load_template(tokenizer_folder, tokenizer) if chats else None
         heldout = [source for source in config.sources if source.heldout]
         if heldout:
             say(f"reading {', '.join(source.label for source in heldout)} to keep their documents out of training")
         # Eight bytes a document: 100 million held-out documents would fill some 8 GB, far beyond any evaluation set.
-        self.kept_out = {_hash(text) for source in heldout for text in documents(source)}
+        self.kept_out = {_hash(document) for source in heldout for document in self.documents(source)}
         self.kept_out_digest = files.digest({"hashes": sorted(self.kept_out)})
+
+    def documents(self, source: TextSource) -> Iterator[Document]:
+        """Texts of a source, or its conversations."""
+        if source.messages and self.template is not None:
+            return conversations(source, self.template)
+        return documents(source)
+
+    def template_of(self, source: TextSource) -> dict[str, str]:
+        """The chat template's digest by the name `template`; nothing of a source of plain text."""
+        return {"template": self.template.digest} if source.messages and self.template is not None else {}
 
     def recipe(self, source: TextSource, digest: str) -> dict[str, Any]:
         """All that decides the rows of a source."""
+        # A template writes what begins and ends a conversation, so nothing is put around it.
+        bounds = Bounds(None, None) if source.messages else self.bounds
         return {
             "text": digest,
             "tokenizer": self.tokenizer.digest,
             "splitting": self.tokenizer.splitting,
-            "bos": self.bounds.before,
-            "eos": self.bounds.after,
+            "bos": bounds.before,
+            "eos": bounds.after,
             "length": self.config.length,
             "heldout_fraction": self.config.heldout_fraction,
             "heldout_documents": self.kept_out_digest,
             "heldout": source.heldout,
-        }
+        } | self.template_of(source)
 
-    def split_of(self, source: TextSource, text: str) -> str:
+    def encode(self, batch: Sequence[Document]) -> Iterator[tuple[np.ndarray, ...]]:
+        """Tokens of each document, int32; of a conversation with its targets, bool."""
+        chats = [document for document in batch if isinstance(document, Chat)]
+        if not chats:
+            texts = [_text(document) for document in batch]
+            yield from ((tokens,) for tokens in encode_documents(self.tokenizer, self.bounds, texts))
+            return
+        encoded = self.tokenizer.encode_offsets([chat.text for chat in chats])
+        for chat, (ids, offsets) in zip(chats, encoded, strict=True):
+            yield np.array(ids, np.int32), covered(offsets, chat.answers)
+
+    def split_of(self, source: TextSource, document: Document) -> str:
         """`train` or `heldout`, by nothing but the text and the held-out sources."""
-        hashed = _hash(text)
+        hashed = _hash(document)
         out = source.heldout or hashed in self.kept_out or hashed < self.config.heldout_fraction * 2**64
         return "heldout" if out else "train"
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+def _text(document: Document) -> str:
+    return document.text if isinstance(document, Chat) else document
+
+
+def _hash(document: Document) -> int:
+    return int.from_bytes(hashlib.sha256(_text(document).encode()).digest()[:8], "little")
 
 
 def _check_names(sources: Iterable[TextSource]) -> None:
@@ -195,22 +236,21 @@ def _existing(folder: pathlib.Path, recipe: Mapping[str, Any]) -> tuple[dict[str
 
 
 def _write_source(job: _Job, source: TextSource, recipe: Mapping[str, Any], place: pathlib.Path) -> dict[str, RowsInfo]:
-    length = job.config.length
-    packers = {split: Packer(length) for split in SPLITS}
+    length, chats = job.config.length, bool(source.messages)
+    packers = {split: Packer(length, chats) for split in SPLITS}
     counts = dict.fromkeys(SPLITS, 0)
     writers = {}
     for split in SPLITS:
         (place / split).mkdir()
-        writers[split] = RowsWriter(place / split, length)
+        writers[split] = RowsWriter(place / split, length, chats=chats)
     try:
-        for texts in _batched(documents(source)):
-            encoded = encode_documents(job.tokenizer, job.bounds, texts)
-            for text, tokens in zip(texts, encoded, strict=True):
-                split = job.split_of(source, text)
+        for batch in _batched(job.documents(source)):
+            for document, encoded in zip(batch, job.encode(batch), strict=True):
+                split = job.split_of(source, document)
                 counts[split] += 1
-                if tokens.size:
-                    _check_tokens(job, int(tokens.max()), source.label)
-                for row in packers[split].add(tokens):
+                if encoded[0].size:
+                    _check_tokens(job, int(encoded[0].max()), source.label)
+                for row in packers[split].add(*encoded):
                     writers[split].write(*row)
         for split in SPLITS:
             for row in packers[split].finish():
@@ -230,13 +270,13 @@ def _check_tokens(job: _Job, max_token: int, where: str) -> None:
         check_vocab(max_token, job.vocab, where)
 
 
-def _batched(texts: Iterator[str]) -> Iterator[list[str]]:
+def _batched(found: Iterator[Document]) -> Iterator[list[Document]]:
     """Groups of documents that are worth tokenising at once and small enough to hold."""
-    batch: list[str] = []
+    batch: list[Document] = []
     characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
+    for document in found:
+        batch.append(document)
+        characters += len(_text(document))
         if len(batch) >= BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -244,7 +284,8 @@ def _batched(texts: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _part(source: TextSource, digest: str, written: Mapping[str, RowsInfo]) -> Part:
+def _part(source: TextSource, digest: str, template: Mapping[str, str], written: Mapping[str, RowsInfo]) -> Part:
+    targets = {split: info.targets for split, info in written.items() if info.targets is not None}
     return Part(
         name=source.label,
         weight=source.weight,
@@ -253,12 +294,19 @@ def _part(source: TextSource, digest: str, written: Mapping[str, RowsInfo]) -> P
         rows={split: info.rows for split, info in written.items()},
         tokens={split: info.tokens for split, info in written.items()},
         documents={split: info.documents for split, info in written.items()},
+        targets=targets,
+        **template,
     )
 
 
 def _check_split(manifest: Manifest, config: DataConfig) -> None:
-    """Refuses a split of which one side came out empty."""
+    """Refuses a split of which one side came out empty, and chats without an answer to learn."""
     for part in manifest.parts:
+        if part.targets and sum(part.rows.values()) and not sum(part.targets.values()):
+            raise UserError(
+                f"data.sources: {part.name} holds no answer of an assistant; check that the roles are user and "
+                "assistant, or read it as plain text"
+            )
         if not part.heldout and not part.rows["train"]:
             found = part.documents["heldout"]
             if not found:

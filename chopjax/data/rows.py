@@ -1,6 +1,7 @@
 """Packed rows on disk: a folder with `rows.json` and ArrayRecord shards, written once and read at random.
 
-A record is one row: `length` tokens, then `length` segment ids, all little-endian int32. Positions are derived.
+A record is one row: `length` tokens, then `length` segment ids, all little-endian int32; of chats then `length` bytes,
+1 where a token is to be predicted. Positions are derived.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from typing import Any, SupportsIndex
 import grain
 import numpy as np
 from array_record.python import array_record_module
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 
 from chopjax import files
 from chopjax.data.packing import positions_of
@@ -22,7 +23,7 @@ FORMAT = "chopjax rows 1"
 FILE = "rows.json"
 SHARD_TOKENS = 1 << 27  # tokens in one shard: 1 GiB before compression
 
-Batch = dict[str, Int32[np.ndarray, "..."]]
+Batch = dict[str, Int32[np.ndarray, "..."] | Bool[np.ndarray, "..."]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,7 @@ class RowsInfo:
         tokenizer: digest of the tokenizer's vocabulary.
         recipe: all that decides the rows' content, by name.
         shards: the files, in order.
+        targets: of chats, how many tokens are to be predicted; None for plain text, where all are.
     """
 
     length: int
@@ -59,6 +61,7 @@ class RowsInfo:
     tokenizer: str
     recipe: Mapping[str, Any]
     shards: tuple[Shard, ...]
+    targets: int | None = None
 
     @property
     def digest(self) -> str:
@@ -67,9 +70,18 @@ class RowsInfo:
 
 
 class RowsWriter:
-    """Writes rows into an existing empty folder; `finish` completes it with `rows.json`, without which it is none."""
+    """Writes rows into an existing empty folder; `finish` completes it with `rows.json`, without which it is none.
 
-    def __init__(self, folder: pathlib.Path, length: int, shard_tokens: int = SHARD_TOKENS) -> None:
+    Args:
+        folder: where.
+        length: tokens a row.
+        shard_tokens: tokens in one file.
+        chats: whether rows come with targets.
+    """
+
+    def __init__(
+        self, folder: pathlib.Path, length: int, shard_tokens: int = SHARD_TOKENS, chats: bool = False
+    ) -> None:
         self._folder = folder
         self._length = length
         self._shard_rows = max(1, shard_tokens // length)
@@ -78,13 +90,26 @@ class RowsWriter:
         self._shards: list[Shard] = []
         self._rows = self._tokens = 0
         self._max_token = -1
+        self._chats = chats
+        self._targets = 0
 
-    def write(self, tokens: Int32[np.ndarray, "length"], segment_ids: Int32[np.ndarray, "length"]) -> None:
-        """Appends one row."""
+    def write(
+        self,
+        tokens: Int32[np.ndarray, "length"],
+        segment_ids: Int32[np.ndarray, "length"],
+        targets: Bool[np.ndarray, "length"] | None = None,
+    ) -> None:
+        """Appends one row; of chats with its targets."""
+        if (targets is not None) != self._chats:
+            raise ValueError("rows of chats have targets, and others none")
         if self._writer is None:
             # A group of one record is what makes reading at random cheap.
             self._writer = array_record_module.ArrayRecordWriter(str(self._shard_path()), "group_size:1")
-        self._writer.write(np.stack([tokens, segment_ids]).astype("<i4").tobytes())
+        record = np.stack([tokens, segment_ids]).astype("<i4").tobytes()
+        if targets is not None:
+            record += targets.astype(np.uint8).tobytes()
+            self._targets += int(np.count_nonzero(targets))
+        self._writer.write(record)
         self._written += 1
         self._rows += 1
         self._tokens += int(np.count_nonzero(segment_ids))
@@ -105,8 +130,10 @@ class RowsWriter:
             tokenizer=tokenizer,
             recipe=dict(recipe),
             shards=tuple(self._shards),
+            targets=self._targets if self._chats else None,
         )
-        files.write_json(self._folder / FILE, {"format": FORMAT, **dataclasses.asdict(info)})
+        said = {name: value for name, value in dataclasses.asdict(info).items() if value is not None}
+        files.write_json(self._folder / FILE, {"format": FORMAT, **said})
         return info
 
     def close(self) -> None:
@@ -184,6 +211,8 @@ class Rows:
     def __getitem__(self, index: SupportsIndex) -> Batch:
         """Row `index` as `{"tokens", "segment_ids", "positions"}`, each int32 [length]; segment 0 is padding.
 
+        A row of chats has bool `targets` too, True where a token is to be predicted.
+
         Raises:
             IndexError: `index` is outside [0, len).
             UserError: the record is damaged.
@@ -195,10 +224,15 @@ class Rows:
             record = self._source[number]
         except RuntimeError as error:
             raise UserError(f"{self.folder}: row {number} is damaged ({error}); prepare the rows again") from error
-        if len(record) != 8 * self.info.length:
-            raise UserError(f"{self.folder}: row {number} has {len(record)} bytes instead of {8 * self.info.length}")
-        tokens, segment_ids = np.frombuffer(record, "<i4").astype(np.int32).reshape(2, self.info.length)
-        return {"tokens": tokens, "segment_ids": segment_ids, "positions": positions_of(segment_ids)}
+        length = self.info.length
+        wanted = (8 if self.info.targets is None else 9) * length
+        if len(record) != wanted:
+            raise UserError(f"{self.folder}: row {number} has {len(record)} bytes instead of {wanted}")
+        tokens, segment_ids = np.frombuffer(record, "<i4", 2 * length).astype(np.int32).reshape(2, length)
+        row: Batch = {"tokens": tokens, "segment_ids": segment_ids, "positions": positions_of(segment_ids)}
+        if self.info.targets is not None:
+            row["targets"] = np.frombuffer(record, np.uint8, offset=8 * length) != 0
+        return row
 
     def close(self) -> None:
         """Closes the files."""
@@ -206,6 +240,13 @@ class Rows:
             self._source.__exit__(None, None, None)
 
 
-def stack_rows(rows: Sequence[Batch]) -> Batch:
-    """Rows as a batch: each entry int32 [batch, length]."""
+def stack_rows(rows: Sequence[Batch], targets: bool = False) -> Batch:
+    """Rows as a batch: each entry int32 [batch, length].
+
+    Args:
+        rows: one or more rows.
+        targets: whether the batch has bool `targets`; rows of plain text have them all True.
+    """
+    if targets:
+        rows = [{"targets": np.ones(row["tokens"].shape, np.bool_), **row} for row in rows]
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}

@@ -5,7 +5,7 @@ import itertools
 import json
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 import pyarrow as arrow
@@ -18,6 +18,8 @@ from chopjax.errors import UserError
 
 BATCH = 256  # records read at a time from Parquet and ArrayRecord
 
+Record = tuple[str, Any]  # where it stands, and the value of the field
+
 
 def documents(source: TextSource) -> Iterator[str]:
     """The documents of a source that hold any text, in an order that depends on nothing but the source.
@@ -25,18 +27,25 @@ def documents(source: TextSource) -> Iterator[str]:
     Raises:
         UserError: a file, line or field that cannot be read, by name.
     """
-    texts = (text for text in _all_documents(source) if text)
-    return itertools.islice(texts, source.max_documents) if source.max_documents else texts
+    texts = (checked_text(value, source.text_field, where) for where, value in records(source))
+    return itertools.islice(filter(None, texts), source.max_documents or None)
 
 
-def _all_documents(source: TextSource) -> Iterator[str]:
+def records(source: TextSource) -> Iterator[Record]:
+    """What each record's `source.field` holds, with the record's place for messages to the user.
+
+    Raises:
+        UserError: a file, line or record that cannot be read, by name, or one without the field.
+    """
     if source.hub:
-        yield from _hub_documents(source)
+        yield from _hub_records(source)
         return
     kind, named = find_files(source)
+    if source.messages and kind == "text":
+        raise UserError(f"data.sources: {source.path}: plain text files hold no messages; give JSON lines or Parquet")
     for _, path in named:
         try:
-            yield from READERS[kind](path, source.text_field)
+            yield from READERS[kind](path, source)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error}); mend or remove the file") from error
         except (EOFError, zlib.error) as error:
@@ -47,24 +56,25 @@ def _open(path: pathlib.Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def _text_file(path: pathlib.Path, field: str) -> Iterator[str]:
+def _text_file(path: pathlib.Path, source: TextSource) -> Iterator[Record]:
     with _open(path) as file:
         data = file.read()
     try:
-        yield data.decode("utf-8-sig")
+        yield str(path), data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}, line {line}: not UTF-8 (byte {error.start}); convert the file") from error
 
 
-def _json_lines(path: pathlib.Path, field: str) -> Iterator[str]:
+def _json_lines(path: pathlib.Path, source: TextSource) -> Iterator[Record]:
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             if line := line.strip():
-                yield _json_text(line, field, f"{path}, line {number}")
+                where = f"{path}, line {number}"
+                yield where, _json_value(line, source, where)
 
 
-def _json_text(data: bytes, field: str, where: str) -> str:
+def _json_value(data: bytes, source: TextSource, where: str) -> Any:
     try:
         record = json.loads(data)
     except UnicodeDecodeError as error:
@@ -75,13 +85,22 @@ def _json_text(data: bytes, field: str, where: str) -> str:
         raise UserError(f"{where}: not JSON that can be read ({error})") from error
     if not isinstance(record, dict):
         raise UserError(f"{where}: a JSON object is wanted, not {type(record).__name__}")
-    if field not in record:
-        raise UserError(f"{where}: no field {field!r}; there are {', '.join(map(str, record))}; set text_field")
-    return _checked(record[field], field, where)
+    return _value(record, source, where)
 
 
-def _checked(value: Any, field: str, where: str) -> str:
-    """`value` as text that UTF-8 can hold; a null is an empty document."""
+def _value(record: Mapping[str, Any], source: TextSource, where: str) -> Any:
+    if source.field not in record:
+        there = ", ".join(map(str, record))
+        raise UserError(f"{where}: no field {source.field!r}; there are {there}; set {source.setting}")
+    return record[source.field]
+
+
+def checked_text(value: Any, field: str, where: str) -> str:
+    """`value` as text that UTF-8 can hold; a null is an empty document.
+
+    Raises:
+        UserError: it is of another kind, or holds half a character.
+    """
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -94,33 +113,34 @@ def _checked(value: Any, field: str, where: str) -> str:
     return value
 
 
-def _parquet(path: pathlib.Path, field: str) -> Iterator[str]:
+def _parquet(path: pathlib.Path, source: TextSource) -> Iterator[Record]:
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if field not in names:
-                raise UserError(f"{path}: no column {field!r}; there are {', '.join(names)}; set text_field")
+            if source.field not in names:
+                there = ", ".join(names)
+                raise UserError(f"{path}: no column {source.field!r}; there are {there}; set {source.setting}")
             row = 0
-            for batch in file.iter_batches(BATCH, columns=[field]):
+            for batch in file.iter_batches(BATCH, columns=[source.field]):
                 for value in batch.column(0).to_pylist():
                     row += 1
-                    yield _checked(value, field, f"{path}, row {row}")
+                    yield f"{path}, row {row}", value
     except arrow.ArrowException as error:
         raise UserError(f"{path}: not a whole Parquet file ({_first_line(error)})") from error
 
 
-def _array_record(path: pathlib.Path, field: str) -> Iterator[str]:
-    """Records are JSON objects if the first is one that has the field, else plain text."""
+def _array_record(path: pathlib.Path, source: TextSource) -> Iterator[Record]:
+    """Records are JSON objects if they are to hold messages or the first has the field, else plain text."""
     try:
         reader = array_record_module.ArrayRecordReader(str(path))
         try:
             count = reader.num_records()
-            as_json: bool | None = None
+            as_json: bool | None = True if source.messages else None
             for start in range(0, count, BATCH):
                 for offset, record in enumerate(reader.read(start, min(start + BATCH, count))):
-                    as_json = _is_json_record(record, field) if as_json is None else as_json
+                    as_json = _is_json_record(record, source.field) if as_json is None else as_json
                     where = f"{path}, record {start + offset + 1}"
-                    yield _json_text(record, field, where) if as_json else _plain_text(record, where)
+                    yield where, _json_value(record, source, where) if as_json else _plain_text(record, where)
         finally:
             reader.close()
     except (RuntimeError, IndexError, ValueError) as error:
@@ -142,31 +162,27 @@ def _plain_text(record: bytes, where: str) -> str:
         raise UserError(f"{where}: neither UTF-8 text nor a JSON object (byte {error.start})") from error
 
 
-def _hub_documents(source: TextSource) -> Iterator[str]:
+def _hub_records(source: TextSource) -> Iterator[Record]:
     try:
         import datasets
     except ImportError as error:
         raise UserError(f"data.sources: hub {source.hub!r} needs a package: pip install datasets") from error
     try:
-        records = datasets.load_dataset(
+        found = datasets.load_dataset(
             source.hub, source.subset or None, split=source.split, revision=source.revision or None, streaming=True
         )
     except (OSError, ValueError) as error:
         raise UserError(f"data.sources: hub {source.hub!r} cannot be opened ({_first_line(error)})") from error
-    for number, record in enumerate(records, 1):
+    for number, record in enumerate(found, 1):
         where = f"{source.hub}, record {number}"
-        if source.text_field not in record:
-            raise UserError(
-                f"{where}: no field {source.text_field!r}; there are {', '.join(map(str, record))}; set text_field"
-            )
-        yield _checked(record[source.text_field], source.text_field, where)
+        yield where, _value(record, source, where)
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-READERS: dict[str, Callable[[pathlib.Path, str], Iterator[str]]] = {
+READERS: dict[str, Callable[[pathlib.Path, TextSource], Iterator[Record]]] = {
     "text": _text_file,
     "jsonl": _json_lines,
     "parquet": _parquet,

@@ -1,20 +1,22 @@
 """A tokenizer from a Hugging Face folder: text to token ids, and what begins and ends a document."""
 
 import dataclasses
+import functools
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import tokenizers
-from jaxtyping import Int32
+from jaxtyping import Bool, Int, Int32
 
 from chopjax import files
 from chopjax.data.config import DataConfig
 from chopjax.errors import UserError
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
+Offsets = Int[np.ndarray, "tokens 2"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Tokenizer:
     Attributes:
         encode: texts to lists of ids. Special tokens that are spelled out in a text are read as such, as
             `transformers` does.
+        encode_offsets: texts to pairs of the same ids, and the characters that each stands for: the first, and one
+            past the last.
         decode: ids to text, special tokens spelled out.
         vocab: one more than the highest id.
         digest: of the tokens, their ids and the merges; equal digests mean that ids have the same meaning.
@@ -32,9 +36,11 @@ class Tokenizer:
         eos: id of the token that ends one.
         adds_bos: whether the tokenizer itself begins a sequence with BOS, which tells what the model was trained on.
         token_id: id of a token by its spelling, None where there is none.
+        special: spellings of the special tokens, EOS with them.
     """
 
     encode: Encode
+    encode_offsets: Callable[[Sequence[str]], list[tuple[list[int], Offsets]]]
     decode: Callable[[Sequence[int]], str]
     vocab: int
     digest: str
@@ -43,6 +49,7 @@ class Tokenizer:
     eos: int | None
     adds_bos: bool
     token_id: Callable[[str], int | None]
+    special: frozenset[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +108,23 @@ def _from_core(core: tokenizers.Tokenizer, raw: dict[str, Any], folder: pathlib.
     def encode(texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in core.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    @functools.cache
+    def untrimmed() -> tokenizers.Tokenizer:
+        # A post-processor may take white space out of the characters that a token stands for.
+        copy = tokenizers.Tokenizer.from_str(core.to_str())
+        copy.post_processor = tokenizers.processors.Sequence([])
+        return copy
+
+    def encode_offsets(texts: Sequence[str]) -> list[tuple[list[int], Offsets]]:
+        found = untrimmed().encode_batch(list(texts), add_special_tokens=False)
+        return [(one.ids, np.array(one.offsets, np.int64).reshape(-1, 2)) for one in found]
+
     model = raw.get("model", {})
+    special = {token.content for token in core.get_added_tokens_decoder().values() if token.special}
+    spelled_eos = None if eos is None else core.id_to_token(eos)
     return Tokenizer(
         encode=encode,
+        encode_offsets=encode_offsets,
         decode=lambda ids: core.decode(list(ids), skip_special_tokens=False),
         vocab=max(tokens.values()) + 1,
         digest=files.digest({"tokens": tokens, "merges": _merges(model), "scores": _scores(model)}),
@@ -112,6 +133,7 @@ def _from_core(core: tokenizers.Tokenizer, raw: dict[str, Any], folder: pathlib.
         eos=eos,
         adds_bos=_adds_bos(core, bos, settings),
         token_id=core.token_to_id,
+        special=frozenset(special | ({spelled_eos} if spelled_eos else set())),
     )
 
 
@@ -177,3 +199,18 @@ def encode_documents(tokenizer: Tokenizer, bounds: Bounds, texts: Sequence[str])
     before = [] if bounds.before is None else [bounds.before]
     after = [] if bounds.after is None else [bounds.after]
     return [np.array(before + ids + after, np.int32) for ids in tokenizer.encode(texts)]
+
+
+def covered(offsets: Offsets, spans: Iterable[tuple[int, int]]) -> Bool[np.ndarray, "tokens"]:
+    """Which tokens stand for any character of the spans, or for none but within one.
+
+    Args:
+        offsets: characters of each token: the first, and one past the last.
+        spans: characters likewise.
+    """
+    first, last = offsets[:, 0], offsets[:, 1]
+    inside = np.zeros(len(offsets), np.bool_)
+    for start, stop in spans:
+        # A token of no width, such as a prefix that SentencePiece puts in, belongs to the character that it precedes.
+        inside |= np.where(first == last, (start <= first) & (first < stop), (first < stop) & (last > start))
+    return inside

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from chopjax.data.labels import next_token_labels
 from chopjax.distill.losses import LossConfig, chunked_loss
@@ -54,31 +54,30 @@ def evaluate_rows(
     teacher: Model | None = None,
     chunk: int = 512,
     vocab_tokens: int | None = None,
-    shards: int = 1,
     constrain: Constrain = unpinned,
 ) -> Evaluation:
     """Perplexity over packed rows, and KL(teacher ‖ model) on the same tokens.
 
     A token is scored if it follows another of its own document in its row: neither padding nor the first token of a
-    document counts.
+    document counts, and of a chat only what belongs to an answer.
 
     Args:
         config: the architecture of `params`.
         params: parameters in the compute dtype, sharded in any way.
         batches: dicts of int32 `tokens`, `segment_ids` (0 = padding) and, unless each row is one document, `positions`,
-            all [batch, length]; numpy or already on the mesh. Another shape compiles again.
+            all [batch, length]; where only some tokens count, bool `targets` of the same shape; numpy or already on
+            the mesh. Another shape compiles again.
         masks: see `batch_sums`.
         teacher: the config and parameters of a model with the same tokenizer.
         chunk: tokens of a batch whose logits exist at one time.
         vocab_tokens: see `chopjax.distill.losses.chunked_loss`.
-        shards: equal parts in which the mesh holds the batch axis.
         constrain: pins activation shardings by the names of their axes.
 
     Raises:
         UserError: no batch holds a token to score.
     """
     sums = functools.partial(
-        batch_sums, config, masks=masks, chunk=chunk, vocab_tokens=vocab_tokens, shards=shards, constrain=constrain
+        batch_sums, config, masks=masks, chunk=chunk, vocab_tokens=vocab_tokens, constrain=constrain
     )
     teacher_config, teacher_params = teacher or (None, None)
     return _evaluation(
@@ -95,9 +94,9 @@ def rolling_perplexity(
     stride: int,
     batch: int,
     *,
+    targets: Bool[np.ndarray, "stream"] | None = None,
     chunk: int = 512,
     vocab_tokens: int | None = None,
-    shards: int = 1,
     constrain: Constrain = unpinned,
 ) -> Evaluation:
     """Perplexity of one stream by windows of `window` inputs, each `stride` further on; see `rolling_windows`.
@@ -109,24 +108,27 @@ def rolling_perplexity(
         window: inputs of one forward pass.
         stride: tokens that a window scores; what is left of it is context.
         batch: windows in one forward pass, over all devices.
+        targets: which tokens of the stream are scored; all but the first if None.
         chunk: as in `evaluate_rows`, like the rest.
 
     Raises:
-        UserError: fewer than two tokens, or a window or stride that does not fit.
+        UserError: fewer than two tokens, none to score, or a window or stride that does not fit.
     """
     if window > config.positions and config.rope.kind != "dynamic":
         raise UserError(f"evaluate.window is {window}, but the model has only {config.positions} positions")
-    windows = rolling_windows(np.asarray(tokens, np.int32), window, stride)
+    windows = rolling_windows(np.asarray(tokens, np.int32), window, stride, targets)
     sums = functools.partial(
-        batch_sums, config, params, chunk=chunk, vocab_tokens=vocab_tokens, shards=shards, constrain=constrain
+        batch_sums, config, params, chunk=chunk, vocab_tokens=vocab_tokens, constrain=constrain
     )
     return _evaluation(map(sums, _stacked(windows, batch)))
 
 
 def rolling_windows(
-    tokens: Int[np.ndarray, "stream"], window: int, stride: int
+    tokens: Int[np.ndarray, "stream"], window: int, stride: int, targets: Bool[np.ndarray, "stream"] | None = None
 ) -> Iterator[dict[str, Int[np.ndarray, "window"]]]:
     """Cuts a stream so that every token but the first is scored once, with as much context as fits.
+
+    Of a stream with `targets`, only these are scored.
 
     The first window scores all its `window` labels; each later one the next `stride`, so that their context is at
     least `window - stride + 1` tokens; the last one reaches back to be full. This is `get_rolling_token_windows` of
@@ -153,6 +155,8 @@ def rolling_windows(
         end = min(scored + (stride if scored else width), predictions)
         start = end - width
         weights = np.arange(start, end) >= scored
+        if targets is not None:
+            weights &= targets[start + 1 : end + 1]
         yield {
             "tokens": tokens[start:end],
             "labels": tokens[start + 1 : end + 1],
@@ -170,7 +174,7 @@ def _stacked(windows: Iterator[dict[str, np.ndarray]], batch: int) -> Iterator[B
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "teacher_config", "chunk", "vocab_tokens", "shards", "constrain")
+    jax.jit, static_argnames=("config", "teacher_config", "chunk", "vocab_tokens", "constrain")
 )
 def batch_sums(
     config: ModelConfig,
@@ -182,37 +186,35 @@ def batch_sums(
     teacher_params: Params | None = None,
     chunk: int = 512,
     vocab_tokens: int | None = None,
-    shards: int = 1,
     constrain: Constrain = unpinned,
 ) -> Sums:
     """float32 sums `next_token` and `tokens`, and with a teacher `kl`, over one batch.
 
     Args:
         batch: int32 `tokens`, `segment_ids` and maybe `positions`, [batch, length]; with int32 `labels` and float32
-            `weights` unless those are the next tokens of each document.
+            `weights` unless those are the next tokens of each document, which bool `targets` may narrow down.
         masks: see `models.decoder.forward`; of `params` alone, for all axes but `vocab`. Masks of the same axes share
             one compilation.
     """
     if "labels" in batch:
         labels, weights = batch["labels"], batch["weights"]
     else:
-        labels, weights = next_token_labels(batch["tokens"], batch["segment_ids"])
+        labels, weights = next_token_labels(batch["tokens"], batch["segment_ids"], batch.get("targets"))
 
     def run(config: ModelConfig, params: Params, masks: Masks | None = None) -> tuple[Array, Array]:
         places = batch.get("positions"), batch["segment_ids"]
         output = forward(config, params, batch["tokens"], *places, masks=masks, constrain=constrain)
         return output.hidden, unembedding(config, params)
 
-    teacher = run(teacher_config, teacher_params) if teacher_config and teacher_params else ()
-    loss = LossConfig(next_token=1.0, kl=float(bool(teacher)), chunk=chunk)
+    teacher = run(teacher_config, teacher_params) if teacher_config and teacher_params else None
+    loss = LossConfig(next_token=1.0, kl=float(teacher is not None), chunk=chunk)
     _, parts = chunked_loss(
         loss,
         *run(config, params, masks),
         labels,
         weights,
-        *teacher,
+        teacher,
         vocab_tokens=vocab_tokens,
-        shards=shards,
         constrain=constrain,
     )
     sums = {"next_token": parts["next_token"], "tokens": jnp.sum(weights, dtype=jnp.float32)}

@@ -37,7 +37,6 @@ def leave_out(
     *,
     chunk: int = 512,
     vocab_tokens: int | None = None,
-    shards: int = 1,
     constrain: Constrain = unpinned,
 ) -> dict[str, Float[np.ndarray, "halves *starts"]]:
     """The loss over calibration rows without each `count` consecutive layers.
@@ -49,13 +48,13 @@ def leave_out(
         config: the architecture of `params`.
         params: parameters in the compute dtype, sharded in any way.
         batches: int32 `tokens`, `segment_ids` (0 = padding) and maybe `positions`, all [batch, length]; numpy or
-            already on the mesh. Rows are even and odd in the order in which they come, or by int32 `half` [batch].
+            already on the mesh; bool `targets` where only some tokens count. Rows are even and odd in the order in
+            which they come, or by int32 `half` [batch].
         count: layers that are left out together.
         metric: `next_token` (cross entropy) or `kl`, KL(model with all its layers ‖ candidate).
         order: the layers that are there to begin with, ascending; all of them if None.
         chunk: tokens of a batch whose logits exist at one time.
         vocab_tokens: see `chopjax.distill.losses.chunked_loss`.
-        shards: equal parts in which the mesh holds the batch axis.
         constrain: pins activation shardings by the names of their axes.
 
     Returns:
@@ -70,7 +69,7 @@ def leave_out(
     kept = tuple(range(config.layers)) if order is None else tuple(order)
     _check(metric, count, len(kept))
     sums = functools.partial(
-        batch_sums, config, metric=metric, chunk=chunk, vocab_tokens=vocab_tokens, shards=shards, constrain=constrain
+        batch_sums, config, metric=metric, chunk=chunk, vocab_tokens=vocab_tokens, constrain=constrain
     )
     padded = np.zeros(config.layers, np.int32)
     padded[: len(kept)] = kept
@@ -91,7 +90,7 @@ def leave_out(
     return {without_name(metric, count): without, dense_name(metric): totals["dense"], SCORED: totals[SCORED]}
 
 
-@functools.partial(jax.jit, static_argnames=("config", "metric", "chunk", "vocab_tokens", "shards", "constrain"))
+@functools.partial(jax.jit, static_argnames=("config", "metric", "chunk", "vocab_tokens", "constrain"))
 def batch_sums(
     config: ModelConfig,
     params: Params,
@@ -104,7 +103,6 @@ def batch_sums(
     metric: LossMetric,
     chunk: int = 512,
     vocab_tokens: int | None = None,
-    shards: int = 1,
     constrain: Constrain = unpinned,
 ) -> dict[str, Float[Array, "halves *starts"]]:
     """float32 sums of one batch: `without` [2, layers], of which the first length - count + 1 hold; `dense`; `scored`.
@@ -117,13 +115,13 @@ def batch_sums(
     """
     places = batch.get("positions"), batch["segment_ids"]
     stack, embedded = enter(config, params, batch["tokens"], *places, constrain=constrain)
-    labels, weights = next_token_labels(batch["tokens"], batch["segment_ids"])
+    labels, weights = next_token_labels(batch["tokens"], batch["segment_ids"], batch.get("targets"))
     unembed = unembedding(config, params)
-    teacher: tuple[Array, ...] = ()
+    teacher: tuple[Array, Array] | None = None
     if metric == "kl":
         whole = jnp.arange(config.layers, dtype=jnp.int32)
         teacher = leave(stack, run_layers(stack, embedded, whole, 0, config.layers)), unembed
-    loss = LossConfig(next_token=1.0, kl=float(bool(teacher)), chunk=chunk)
+    loss = LossConfig(next_token=1.0, kl=float(teacher is not None), chunk=chunk)
     counted = (jnp.arange(len(weights), dtype=jnp.int32) + first_half) % HALVES
     row_half = batch.get("half", counted)
 
@@ -132,8 +130,8 @@ def batch_sums(
         return constrain(jax.ops.segment_sum(rows, row_half, HALVES), (None,))
 
     def loss_of(x: Float[Array, "batch length embed"]) -> Float[Array, "halves"]:
-        options: dict[str, Any] = {"vocab_tokens": vocab_tokens, "shards": shards, "constrain": constrain}
-        return by_half(token_losses(loss, leave(stack, x), unembed, labels, *teacher, **options)[metric])
+        options: dict[str, Any] = {"vocab_tokens": vocab_tokens, "constrain": constrain}
+        return by_half(token_losses(loss, leave(stack, x), unembed, labels, teacher, **options)[metric])
 
     def one_start(start: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         before, without = carry

@@ -43,7 +43,6 @@ def taylor_sums(
     remat: str = "full",
     chunk: int = 512,
     vocab_tokens: int | None = None,
-    shards: int = 1,
     constrain: Constrain = unpinned,
 ) -> dict[str, Float[Array, "half=2 *axis"]]:
     """First-order change of a batch's loss, |w · ∂L/∂w|, pooled for each of `AXES`; higher is kept.
@@ -57,25 +56,25 @@ def taylor_sums(
         config: the architecture of `params`.
         params: parameters; the passes run in their dtype, and so is the gradient rounded. Products and sums of the
             two are float32.
-        batch: `tokens`, `segment_ids` (0 = padding) and `positions`, int32 [batch, length].
+        batch: `tokens`, `segment_ids` (0 = padding) and `positions`, int32 [batch, length]; bool `targets` where only
+            some tokens count.
         half: 0 or 1.
         remat: which activations the backward pass makes again (`models.decoder.REMAT`).
         chunk: tokens of the batch whose logits exist at one time.
         vocab_tokens: see `chopjax.distill.losses.chunked_loss`.
-        shards: equal parts in which the mesh holds the batch axis.
         constrain: pins activation shardings.
 
     Returns:
         `taylor/AXIS`, float32, of this one batch; the caller adds batches on the host in float64.
     """
-    labels, weights = next_token_labels(batch["tokens"], batch["segment_ids"])
+    labels, weights = next_token_labels(batch["tokens"], batch["segment_ids"], batch.get("targets"))
     loss = LossConfig(next_token=1.0, kl=0.0, chunk=chunk)
 
     def total(params: Params) -> Float[Array, ""]:
         inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
         hidden = forward(config, params, *inputs, remat=remat, constrain=constrain).hidden
         table = unembedding(config, params)
-        options: dict[str, Any] = {"vocab_tokens": vocab_tokens, "shards": shards, "constrain": constrain}
+        options: dict[str, Any] = {"vocab_tokens": vocab_tokens, "constrain": constrain}
         return chunked_loss(loss, hidden, table, labels, weights, **options)[0]
 
     gradients = flatten(jax.grad(total)(params))
