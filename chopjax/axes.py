@@ -13,6 +13,10 @@ from typing import Any
 # twice.
 PARAMETER_AXES = ("layers", "embed", "kv_heads", "q_per_kv", "head_dim", "mlp", "vocab", "positions")
 
+# Axes of learned projections beside a student's own parameters: the width of its teacher, and the student layers that
+# are held against one of the teacher's. No model has them.
+PROJECTION_AXES = ("teacher_embed", "mapped_layers")
+
 # The axes around an axis. What is kept on an axis is one list for each index of the axes around it, so kept indices
 # of `mlp` have shape [layers, kept] and those of `q_per_kv` [layers, kv_heads, kept].
 AROUND: Mapping[str, tuple[str, ...]] = {
@@ -62,7 +66,7 @@ class Leaf:
         stack, _, flow = text.rpartition("|")
         inputs, _, outputs = flow.rpartition("->")
         leaf = cls(tuple(stack.split()), tuple(inputs.split()), tuple(outputs.split()), role)
-        unknown = [name for name in leaf.axes if name not in PARAMETER_AXES]
+        unknown = [name for name in leaf.axes if name not in PARAMETER_AXES + PROJECTION_AXES]
         if unknown or len(set(leaf.axes)) != len(leaf.axes):
             raise ValueError(f"axes {text!r}: unknown {unknown} or repeated names")
         return leaf
