@@ -1,8 +1,8 @@
 """A row's targets as bytes, and back: what a teacher's cache holds for each row.
 
-A record is the digest of the row, then planes, each behind its length in bytes. A plane is one byte of each number of an
-array, deflated with Huffman codes and runs only. Planes of high bytes, and of differences, hold few values and shrink
-to their entropy; so the width of a number follows from the numbers, and any vocabulary has near its least.
+A record is the digest of the row, then planes, each behind its length in bytes. A plane is one byte of each number of
+an array, deflated with Huffman codes and runs only. Planes of high bytes, and of differences, hold few values and
+shrink to their entropy; so the width of a number follows from the numbers, and any vocabulary has near its least.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int32, UInt32
+from jaxtyping import Bool, Float, Int, UInt32
 
 from chopjax.errors import UserError
 
@@ -42,10 +42,12 @@ def row_key(seed: int, index: int, digest: bytes) -> UInt32[np.ndarray, "2"]:
     return np.frombuffer(hashlib.blake2b(content, digest_size=8).digest(), "<u4").astype(np.uint32)
 
 
-def predicting(segment_ids: Int[np.ndarray, "length"]) -> Bool[np.ndarray, "length"]:
-    """True where the next token is of the same document; at other places no target is kept."""
-    following = np.append(segment_ids[1:], 0)
-    return (segment_ids != 0) & (segment_ids == following)
+def predicting(
+    segment_ids: Int[np.ndarray, "length"], targets: Bool[np.ndarray, "length"] | None = None
+) -> Bool[np.ndarray, "length"]:
+    """True where a prediction counts in the loss (`chopjax.data.labels`); at other places nothing is kept."""
+    inside = (segment_ids != 0) & (segment_ids == np.append(segment_ids[1:], 0))
+    return inside if targets is None else inside & np.append(targets[1:], False)
 
 
 def encode_top(
@@ -90,7 +92,7 @@ def decode_top(record: bytes, length: int, k: int) -> Targets:
     codes = np.cumsum(_numbers(planes, 2).reshape(places, -1), axis=1)
     tail = np.exp(_numbers(planes, 2, places).astype("<u2").view("<f2").astype(np.float64))
     probs = np.exp(codes / -LOG_STEPS)
-    # Rounding has left a sum of nearly 1. The targets are a distribution, so that a divergence from them is never below 0.
+    # Rounding left a sum of nearly 1. The targets are made a distribution: a divergence from them is never below 0.
     total = probs.sum(1) + tail
     tail = (tail + probs[:, k:].sum(1)) / total
     probs = probs[:, :k] / total[:, None]
@@ -221,4 +223,7 @@ def _numbers(planes: Iterator[np.ndarray], width: int, count: int | None = None)
     sizes = {len(plane) for plane in taken}
     if len(taken) != width or len(sizes) != 1 or (count is not None and sizes != {count}):
         raise UserError("it is not of this length or kind")
-    return sum((plane.astype(np.int64) << (8 * place) for place, plane in enumerate(taken)), np.int64(0))
+    numbers = np.zeros(len(taken[0]), np.int64)
+    for place, plane in enumerate(taken):
+        numbers |= plane.astype(np.int64) << (8 * place)
+    return numbers
