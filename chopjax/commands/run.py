@@ -189,7 +189,8 @@ class Run:
             UserError: its sizes do not make up the devices, or batches cannot be spread over it.
         """
         mesh, chosen = make_mesh(self.settings.mesh), self.settings
-        shards = Constrain(mesh).batch_shards
+        pin = Constrain(mesh)
+        shards = pin.size(pin.parts("batch"))
         accumulate = chosen.train.accumulate
         fields = {
             "train.batch / train.accumulate" if accumulate > 1 else "train.batch": chosen.train.batch // accumulate,

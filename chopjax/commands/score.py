@@ -165,7 +165,6 @@ def loss_options(run: Run) -> dict[str, Any]:
     return {
         "chunk": run.settings.loss.chunk,
         "vocab_tokens": run.tokenizer.vocab,
-        "shards": run.constrain.batch_shards,
         "constrain": run.constrain,
     }
 

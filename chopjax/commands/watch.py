@@ -140,7 +140,6 @@ def heldout(
         teacher=(run.teacher_config, teacher) if teacher is not None else None,
         chunk=run.settings.loss.chunk,
         vocab_tokens=run.student_tokenizer.vocab,
-        shards=run.constrain.batch_shards,
         constrain=run.constrain,
     )
 

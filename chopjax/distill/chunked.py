@@ -2,6 +2,10 @@
 
 Reverse-mode differentiation of a loss would either keep every chunk's logits or make them a second time. But the
 total is a scalar, so its gradients can be made beside it and only be scaled when the cotangent arrives.
+
+On a mesh the vocabulary is split over all axes that split parameters, `fsdp` too: a chunk's hidden states, which are
+small, are gathered over `fsdp`, each device makes its own columns of the logits, and the unembedding and its gradient,
+which are large, stay where they are.
 """
 
 import dataclasses
@@ -11,219 +15,278 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from chopjax.models.block import Constrain
-
-# Logit of a column that is no token. Finite, so that 0 · (masked - masked) stays 0.
-MASKED = -1e30
+from chopjax.distill import divergences
+from chopjax.distill.columns import Columns
+from chopjax.distill.divergences import Side
 
 Parts = dict[str, Array]
-Teacher = tuple[Float[Array, "batch length teacher_embed"], Float[Array, "teacher_embed vocab"]]
+Scalars = dict[str, Float[Array, ""]]
+"""The weight of each term, and `temperature`."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Chunking:
-    """How [batch, length] is cut: `row_chunks` x `length_chunks` chunks of `rows` x `positions` tokens.
-
-    Rows of one chunk lie `row_chunks` apart in the batch. So where the batch axis is held in `shards` consecutive
-    parts, each part gives `rows / shards` rows to every chunk and nothing moves between devices.
-    """
-
-    row_chunks: int
-    rows: int
-    length_chunks: int
-    positions: int
-    shards: int
-
-    @classmethod
-    def make(cls, chunk: int, shape: tuple[int, ...], shards: int) -> "Chunking":
-        """The fewest even chunks of at most `chunk` tokens; never less than one token for each shard.
-
-        Raises:
-            ValueError: the batch cannot be held in `shards` equal parts.
-        """
-        batch, length = shape
-        if batch % shards:
-            raise ValueError(f"a batch of {batch} rows cannot be held in {shards} equal parts")
-        share = batch // shards
-        fitting = [n for n in range(1, share + 1) if share % n == 0 and n * shards <= chunk]
-        rows = max(fitting, default=1) * shards
-        length_chunks = math.ceil(length / max(1, chunk // rows))
-        return cls(batch // rows, rows, length_chunks, math.ceil(length / length_chunks), shards)
-
-    def split(self, array: Array, pin: Constrain) -> Array:
-        """[batch, length, ...] → [chunk, token, ...], filled up with zeros at the end of the length."""
-        missing = self.length_chunks * self.positions - array.shape[1]
-        rest = array.shape[2:]
-        padded = jnp.pad(array, [(0, 0), (0, missing)] + [(0, 0)] * len(rest))
-        cut = padded.reshape(self.rows, self.row_chunks, self.length_chunks, self.positions, *rest)
-        chunks = jnp.moveaxis(cut, 0, 2).reshape(-1, self.rows * self.positions, *rest)
-        return pin(chunks, (None, "batch", *(None for _ in rest)))
-
-    def join(self, chunks: Array, length: int) -> Array:
-        """The inverse of `split`."""
-        rest = chunks.shape[2:]
-        cut = chunks.reshape(self.row_chunks, self.length_chunks, self.rows, self.positions, *rest)
-        return jnp.moveaxis(cut, 2, 0).reshape(self.rows * self.row_chunks, -1, *rest)[:, :length]
+COLUMNS = "unembedded"  # the axis name of the vocabulary while the loss is made
 
 
 @dataclasses.dataclass(frozen=True)
 class Terms:
-    """Weights of the terms, as in `losses.LossConfig`, and the number of columns that are tokens."""
+    """What is static of the terms (`config.LossConfig` says what each is).
 
-    next_token: float
-    kl: float
-    temperature: float
-    z_loss: float
+    Attributes:
+        active: terms with a weight.
+        tokens: number of columns that are tokens.
+        chunk: tokens of the whole batch in a chunk.
+        softened: whether the temperature may be other than 1.
+        scaled: whether what a teacher teaches is multiplied by the temperature's square.
+        beta: of `jsd`.
+        of_logits: whether `mse` and `cosine` compare logits, not probabilities.
+        top_k: tokens of the teacher's distribution that `kl` and `wsl` tell apart; 0 for all.
+    """
+
+    active: frozenset[str]
     tokens: int
+    chunk: int
+    softened: bool
+    scaled: bool
+    beta: float
+    of_logits: bool
+    top_k: int
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def sums(
     terms: Terms,
-    chunking: Chunking,
-    pin: Constrain,
-    hidden: Float[Array, "batch length embed"],
-    unembed: Float[Array, "embed vocab"],
-    labels: Int[Array, "batch length"],
-    weights: Float[Array, "batch length"],
-    teacher: Teacher | None,
+    pin: Any,
+    student: tuple[Float[Array, "batch length embed"], Float[Array, "embed vocab"]],
+    tokens: dict[str, Array],
+    teacher_unembed: Float[Array, "teacher_embed vocab"] | None,
+    scalars: Scalars,
 ) -> tuple[Float[Array, ""], Parts]:
-    """`losses.chunked_loss` after its arguments were checked. Differentiable in `hidden` and `unembed` only."""
-    unembed, teacher_unembed, chunks = _prepare(chunking, pin, hidden, unembed, labels, weights, teacher)
+    """`losses.chunked_loss` after its arguments were checked. Differentiable in `student` only.
 
-    def step(parts: Parts, chunk: dict[str, Array]) -> tuple[Parts, None]:
-        values, _ = _chunk(terms, pin, chunk, unembed, teacher_unembed, gradient=False)
-        return _add(parts, values, chunk["weights"]), None
-
-    by_place, _ = jax.lax.scan(step, _zero_parts(chunking, pin, teacher), chunks)
-    return _total(terms, by_place)
+    Args:
+        tokens: `labels` and `weights`, [batch, length]; and `teacher`, its hidden states, or what is kept of its
+            distribution (`ids`, `probs`, `tail`, `offset`), or neither.
+    """
+    parts, _ = _on_mesh(terms, pin, student, tokens, teacher_unembed, scalars, gradients=False)
+    return _total(terms, parts, scalars), parts
 
 
 def by_token(
     terms: Terms,
-    chunking: Chunking,
-    pin: Constrain,
-    hidden: Float[Array, "batch length embed"],
-    unembed: Float[Array, "embed vocab"],
-    labels: Int[Array, "batch length"],
-    teacher: Teacher | None,
+    pin: Any,
+    student: tuple[Array, Array],
+    tokens: dict[str, Array],
+    teacher_unembed: Array | None,
+    scalars: Scalars,
 ) -> Parts:
     """`losses.token_losses` after its arguments were checked: each term, [batch, length]. Not to be differentiated."""
-    weights = jnp.ones(labels.shape, jnp.float32)
-    unembed, teacher_unembed, chunks = _prepare(chunking, pin, hidden, unembed, labels, weights, teacher)
 
-    def step(carry: None, chunk: dict[str, Array]) -> tuple[None, Parts]:
-        return carry, _chunk(terms, pin, chunk, unembed, teacher_unembed, gradient=False)[0]
+    def on_device(tokens: dict[str, Array], unembeds: dict[str, Array], scalars: Scalars) -> Parts:
+        device = _Device(terms, pin, unembeds, scalars)
+        chunks, length = device.chunks(tokens), tokens["hidden"].shape[:2]
+        _, values = jax.lax.scan(lambda _, chunk: (None, device.own(device.chunk(chunk)[0])), None, chunks)
+        return {name: value.reshape(-1)[: math.prod(length)].reshape(length) for name, value in values.items()}
 
-    _, values = jax.lax.scan(step, None, chunks)
-    return {name: chunking.join(value, labels.shape[1]) for name, value in values.items()}
+    return _manual(pin, on_device, ("batch", None))(*_inputs(pin, student, tokens, teacher_unembed), scalars)
 
 
 def _sums_and_gradients(
-    terms: Terms,
-    chunking: Chunking,
-    pin: Constrain,
-    hidden: Array,
-    unembed: Array,
-    labels: Array,
-    weights: Array,
-    teacher: Any,
+    terms: Terms, pin: Any, student: Any, tokens: Any, teacher_unembed: Any, scalars: Scalars
 ) -> tuple[tuple[Array, Parts], tuple[Array, Array]]:
-    embed, vocab = unembed.shape
-    whole, teacher_unembed, chunks = _prepare(chunking, pin, hidden, unembed, labels, weights, teacher)
-
-    def step(carry: tuple[Parts, Array], chunk: dict[str, Array]) -> tuple[tuple[Parts, Array], Array]:
-        parts, d_unembed = carry
-        values, d_logits = _chunk(terms, pin, chunk, whole, teacher_unembed, gradient=True)
-        d_logits = (d_logits * chunk["weights"][:, None]).astype(hidden.dtype)
-        d_hidden = pin(_product("tv,ev->te", d_logits, whole).astype(hidden.dtype), ("batch", None))
-        by_shard = (array.reshape(chunking.shards, -1, array.shape[1]) for array in (chunk["hidden"], d_logits))
-        d_unembed = pin(d_unembed + _product("ste,stv->sev", *by_shard), ("batch", None, "vocab"))
-        return (_add(parts, values, chunk["weights"]), d_unembed), d_hidden
-
-    zeros = jnp.zeros((chunking.shards, embed, vocab), jnp.float32)
-    start = _zero_parts(chunking, pin, teacher), pin(zeros, ("batch", None, "vocab"))
-    (by_place, d_unembed), d_hidden = jax.lax.scan(step, start, chunks)
-    gradients = chunking.join(d_hidden, hidden.shape[1]), d_unembed.sum(0).astype(unembed.dtype)
-    return _total(terms, by_place), gradients
+    parts, (d_hidden, d_unembed) = _on_mesh(terms, pin, student, tokens, teacher_unembed, scalars, gradients=True)
+    d_unembed = d_unembed[:, : student[1].shape[1]]
+    return (_total(terms, parts, scalars), parts), (d_hidden, d_unembed)
 
 
 def _scale_gradients(
-    terms: Terms, chunking: Chunking, pin: Constrain, gradients: tuple[Array, Array], cotangent: tuple[Array, Parts]
-) -> tuple[Array, Array, None, None, None]:
+    terms: Terms, pin: Any, gradients: tuple[Array, Array], cotangent: tuple[Array, Parts]
+) -> tuple[tuple[Array, Array], None, None, None]:
     total, _ = cotangent  # the parts are for reports
     d_hidden, d_unembed = ((gradient.astype(jnp.float32) * total).astype(gradient.dtype) for gradient in gradients)
-    return d_hidden, d_unembed, None, None, None
+    return (d_hidden, d_unembed), None, None, None
 
 
 sums.defvjp(_sums_and_gradients, _scale_gradients)
 
 
-def _prepare(
-    chunking: Chunking, pin: Constrain, hidden: Array, unembed: Array, labels: Array, weights: Array, teacher: Any
-) -> tuple[Array, Array | None, dict[str, Array]]:
-    """Both unembeddings, whole but for the vocabulary, gathered here once and not in each chunk; and the chunks."""
-    arrays = {"hidden": hidden, "labels": labels, "weights": weights}
-    teacher_unembed = None
-    if teacher is not None:
-        arrays["teacher"] = teacher[0]
-        teacher_unembed = pin(teacher[1], (None, "vocab"))
-    return pin(unembed, (None, "vocab")), teacher_unembed, {k: chunking.split(v, pin) for k, v in arrays.items()}
+def _on_mesh(
+    terms: Terms, pin: Any, student: Any, tokens: Any, teacher_unembed: Any, scalars: Scalars, gradients: bool
+) -> tuple[Parts, Any]:
+    """Sums of the parts, and the gradients by hidden states and unembedding, its padded columns included."""
+
+    def on_device(tokens: dict[str, Array], unembeds: dict[str, Array], scalars: Scalars) -> tuple[Parts, Any]:
+        device = _Device(terms, pin, unembeds, scalars)
+        chunks, shape = device.chunks(tokens), tokens["hidden"].shape
+        unembed = unembeds["student"]
+
+        def step(carry: tuple[Parts, Array | None], chunk: dict[str, Array]) -> tuple[Any, Array | None]:
+            sums, d_unembed = carry
+            chunk = device.gathered(chunk)
+            values, d_logits = device.terms(chunk)
+            sums = {name: sum_ + jnp.sum(values[name][:, 0] * chunk["weights"]) for name, sum_ in sums.items()}
+            if d_unembed is None:
+                return (sums, None), None
+            d_logits = (d_logits * chunk["weights"][:, None]).astype(unembed.dtype)
+            d_unembed = d_unembed + _product("te,tv->ev", chunk["hidden"], d_logits)
+            d_hidden = device.scattered(_product("tv,ev->te", d_logits, unembed))
+            return (sums, d_unembed), d_hidden.astype(unembed.dtype)
+
+        start = {name: jnp.zeros((), jnp.float32) for name in _names(terms, tokens)}
+        zeros = jnp.zeros(unembed.shape, jnp.float32) if gradients else None
+        (sums, d_unembed), d_hidden = jax.lax.scan(step, (start, zeros), chunks)
+        sums = {name: device.over_rows(sum_) for name, sum_ in sums.items()}
+        if d_unembed is None or d_hidden is None:
+            return sums, ()
+        d_hidden = d_hidden.reshape(-1, shape[-1])[: math.prod(shape[:2])].reshape(shape)
+        return sums, (d_hidden, device.over_rows(d_unembed).astype(unembed.dtype))
+
+    outputs: Any = ((), (("batch", None, None), (None, COLUMNS)) if gradients else ())
+    return _manual(pin, on_device, outputs)(*_inputs(pin, student, tokens, teacher_unembed), scalars)
 
 
-def _chunk(
-    terms: Terms, pin: Constrain, chunk: dict[str, Array], unembed: Array, teacher_unembed: Array | None, gradient: bool
-) -> tuple[dict[str, Float[Array, "token"]], Array]:
-    """Each term for each token of a chunk, and the gradient of their weighted sum with respect to the logits."""
-    student = _logits(terms, pin, chunk["hidden"], unembed)
-    labels = chunk["labels"][:, None]
-    lse = jax.nn.logsumexp(student, axis=-1, keepdims=True)
-    label_logit = jnp.take_along_axis(student, labels, axis=-1)
-    values = {"next_token": lse - label_logit, "z_loss": lse**2}
-    d_logits = jnp.zeros_like(student)
-    if gradient and (terms.next_token or terms.z_loss):
-        is_label = jnp.arange(student.shape[-1])[None] == labels
-        slope = terms.next_token + 2 * terms.z_loss * lse
-        d_logits = slope * jnp.exp(student - lse) - jnp.where(is_label, terms.next_token, 0.0)
-    if teacher_unembed is not None:
-        soften = 1 / terms.temperature
-        teacher = _logits(terms, pin, chunk["teacher"], teacher_unembed) * soften
-        soft = student * soften
-        log_p = teacher - jax.nn.logsumexp(teacher, axis=-1, keepdims=True)
-        log_q = soft - (lse if soften == 1 else jax.nn.logsumexp(soft, axis=-1, keepdims=True))
-        divergence = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1, keepdims=True)
-        values["kl"] = terms.temperature**2 * divergence
-        if gradient and terms.kl:
-            d_logits = d_logits + terms.kl * terms.temperature * (jnp.exp(log_q) - jnp.exp(log_p))
-    return {name: value[:, 0] for name, value in values.items()}, d_logits
+class _Device:
+    """What one device does: its rows, its columns, and what it has to ask of others."""
+
+    def __init__(self, terms: Terms, pin: Any, unembeds: dict[str, Array], scalars: Scalars) -> None:
+        self._terms, self._unembeds, self._scalars = terms, unembeds, scalars
+        rows, columns = pin.parts("batch"), pin.parts(COLUMNS)
+        self._shards = pin.size(rows)
+        self._shared = tuple(axis for axis in columns if axis in rows)  # whose rows' columns lie apart
+        self._whole = tuple(axis for axis in columns if axis not in rows)
+        self._other_rows = tuple(axis for axis in rows if axis not in columns)
+        self._columns = Columns(columns, unembeds["student"].shape[1], terms.tokens)
+
+    def chunks(self, tokens: dict[str, Array]) -> dict[str, Array]:
+        """[batch, length, ...] of this device → [chunk, token, ...] of even chunks, filled up with zeros."""
+        total = math.prod(tokens["hidden"].shape[:2])
+        count = math.ceil(total / max(1, self._terms.chunk // self._shards))
+        size = math.ceil(total / count)
+
+        def split(array: Array) -> Array:
+            flat = array.reshape(total, *array.shape[2:])
+            padded = jnp.pad(flat, [(0, count * size - total)] + [(0, 0)] * (flat.ndim - 1))
+            return padded.reshape(count, size, *array.shape[2:])
+
+        return {name: split(array) for name, array in tokens.items()}
+
+    def gathered(self, chunk: dict[str, Array]) -> dict[str, Array]:
+        """The tokens of all devices that hold other columns and other rows."""
+        if not self._shared:
+            return chunk
+        return {name: jax.lax.all_gather(array, self._shared, tiled=True) for name, array in chunk.items()}
+
+    def scattered(self, sums: Float[Array, "token embed"]) -> Float[Array, "own_token embed"]:
+        """Sums over all columns, of this device's own tokens."""
+        sums = jax.lax.psum(sums, self._whole) if self._whole else sums
+        return jax.lax.psum_scatter(sums, self._shared, tiled=True) if self._shared else sums
+
+    def over_rows(self, sums: Array) -> Array:
+        """Sums over the rows that were not gathered."""
+        return jax.lax.psum(sums, self._other_rows) if self._other_rows else sums
+
+    def own(self, values: Parts) -> Parts:
+        """Of values of gathered tokens, [token, 1], those of this device, [own_token]."""
+        if not self._shared:
+            return {name: value[:, 0] for name, value in values.items()}
+        place = jax.lax.axis_index(self._shared)
+        parts = {name: value.reshape(jax.lax.axis_size(self._shared), -1) for name, value in values.items()}
+        return {name: jax.lax.dynamic_index_in_dim(part, place, keepdims=False) for name, part in parts.items()}
+
+    def chunk(self, chunk: dict[str, Array]) -> tuple[Parts, Array]:
+        """`terms` of this device's tokens and of those gathered with them."""
+        return self.terms(self.gathered(chunk))
+
+    def terms(self, chunk: dict[str, Array]) -> tuple[Parts, Float[Array, "token column"]]:
+        """Each term for each token, [token, 1], and the derivative of their weighted sum by the student's logits."""
+        active, scalars, columns = self._terms.active, self._scalars, self._columns
+        logits = self._logits(chunk["hidden"], "student")
+        labels = chunk["labels"][:, None]
+        lse = columns.logsumexp(logits)
+        values = {"next_token": lse - columns.at(logits, labels), "z_loss": lse**2}
+        slope = jnp.zeros_like(logits)
+        if active & {"next_token", "z_loss"}:
+            weight = scalars["next_token"]
+            of_label = columns.spread(labels, jnp.broadcast_to(weight, labels.shape))
+            slope = (weight + 2 * scalars["z_loss"] * lse) * jnp.exp(logits - lse) - of_label
+        if "teacher" in chunk or "ids" in chunk:
+            taught, taught_slope = self._taught(chunk, logits, lse, values["next_token"])
+            values, slope = values | taught, slope + taught_slope
+        return values, slope
+
+    def _taught(self, chunk: dict[str, Array], logits: Array, lse: Array, cross_entropy: Array) -> tuple[Parts, Array]:
+        """The terms that compare with the teacher."""
+        columns, terms = self._columns, self._terms
+        temperature = self._scalars["temperature"]
+        q = self._side(logits, lse)
+        if "ids" in chunk:
+            tail, offset = chunk["tail"][:, None], chunk["offset"][:, None]
+            found = {"kl": divergences.sparse_kl(columns, chunk["ids"], chunk["probs"], tail, offset, q)}
+        else:
+            teacher = self._logits(chunk["teacher"], "teacher")
+            p = self._side(teacher, None)
+            found = {"kl": divergences.forward_kl(columns, p, q)}
+            if terms.top_k:
+                found["kl"] = divergences.top_k_kl(columns, p, q, terms.top_k)
+            if "wsl" in terms.active:
+                weight = self._soft_label_weight(teacher, chunk["labels"][:, None], cross_entropy)
+                found["wsl"] = weight * found["kl"][0], weight * found["kl"][1]
+            if "reverse_kl" in terms.active:
+                found["reverse_kl"] = divergences.reverse_kl(columns, p, q)
+            if "jsd" in terms.active:
+                found["jsd"] = divergences.jsd(columns, p, q, terms.beta)
+            if "mse" in terms.active:
+                found["mse"] = divergences.mse(columns, p, q, terms.of_logits)
+            if "cosine" in terms.active:
+                found["cosine"] = divergences.cosine(columns, p, q, terms.of_logits)
+        scale = temperature**2 if terms.scaled else jnp.ones_like(temperature)
+        slope = jnp.zeros_like(logits)
+        for name in found.keys() & terms.active:
+            slope = slope + self._scalars[name] * scale / temperature * found[name][1]
+        return {name: scale * value for name, (value, _) in found.items()}, slope
+
+    def _soft_label_weight(self, teacher: Array, labels: Array, cross_entropy: Array) -> Array:
+        """1 - exp(-student's / teacher's cross entropy), a constant to derivatives (WSL, arXiv:2102.00650, eq. 10)."""
+        of_teacher = self._columns.logsumexp(teacher) - self._columns.at(teacher, labels)
+        return 1 - jnp.exp(-cross_entropy / (of_teacher + 1e-7))
+
+    def _side(self, logits: Array, lse: Array | None) -> Side:
+        if not self._terms.softened:
+            lse = self._columns.logsumexp(logits) if lse is None else lse
+            return Side(logits, logits - lse)
+        soft = logits / self._scalars["temperature"]
+        return Side(soft, soft - self._columns.logsumexp(soft))
+
+    def _logits(self, hidden: Float[Array, "token embed"], whose: str) -> Float[Array, "token column"]:
+        return self._columns.masked(_product("te,ev->tv", hidden, self._unembeds[whose]))
 
 
-def _logits(
-    terms: Terms, pin: Constrain, hidden: Float[Array, "token embed"], unembed: Float[Array, "embed vocab"]
-) -> Float[Array, "token vocab"]:
-    logits = pin(_product("te,ev->tv", hidden, unembed), ("batch", "vocab"))
-    if terms.tokens == unembed.shape[1]:
-        return logits
-    return jnp.where(jnp.arange(unembed.shape[1])[None] < terms.tokens, logits, MASKED)
+def _names(terms: Terms, tokens: dict[str, Array]) -> list[str]:
+    """The parts there will be."""
+    taught = ["kl", *sorted(terms.active - {"next_token", "z_loss", "kl"})]
+    return ["next_token", "z_loss", *(taught if tokens.keys() & {"teacher", "ids"} else [])]
+
+
+def _total(terms: Terms, parts: Parts, scalars: Scalars) -> Float[Array, ""]:
+    total = jnp.zeros((), jnp.float32)
+    for name in parts.keys() & terms.active:
+        total = total + scalars[name] * parts[name]
+    return total
+
+
+def _inputs(pin: Any, student: Any, tokens: Any, teacher_unembed: Any) -> tuple[dict[str, Array], ...]:
+    """All by token; and the unembeddings, with columns for an even split."""
+    hidden, unembed = student
+    unembeds = {"student": unembed} | ({} if teacher_unembed is None else {"teacher": teacher_unembed})
+    missing = -unembed.shape[1] % pin.size(pin.parts(COLUMNS))
+    if missing:
+        unembeds = {name: jnp.pad(array, ((0, 0), (0, missing))) for name, array in unembeds.items()}
+    return tokens | {"hidden": hidden}, unembeds
+
+
+def _manual(pin: Any, on_device: Any, outputs: Any) -> Any:
+    return pin.manual(on_device, (("batch",), (None, COLUMNS), ()), outputs)
 
 
 def _product(equation: str, left: Array, right: Array) -> Array:
     return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
-
-
-def _zero_parts(chunking: Chunking, pin: Constrain, teacher: Any) -> Parts:
-    """Sums of each term for each place in a chunk, so that devices add theirs up only once, after the last chunk."""
-    names = ("next_token", "z_loss") if teacher is None else ("next_token", "z_loss", "kl")
-    return {name: pin(jnp.zeros(chunking.rows * chunking.positions, jnp.float32), ("batch",)) for name in names}
-
-
-def _add(parts: Parts, values: Parts, weights: Float[Array, "token"]) -> Parts:
-    return {name: parts[name] + values[name] * weights for name in parts}
-
-
-def _total(terms: Terms, by_place: Parts) -> tuple[Float[Array, ""], Parts]:
-    parts = {name: jnp.sum(values) for name, values in by_place.items()}
-    total = terms.next_token * parts["next_token"] + terms.z_loss * parts["z_loss"]
-    return (total + terms.kl * parts["kl"] if "kl" in parts else total), parts

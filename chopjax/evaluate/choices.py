@@ -92,7 +92,7 @@ def choice_accuracy(
         length: tokens of a row. Questions are packed into rows, so that there is a single shape; longer ones lose the
             beginning of their context.
         delimiter: put between context and choice where neither has white space there.
-        options: `chunk`, `vocab_tokens`, `shards` and `constrain` of `chopjax.evaluate.perplexity.evaluate_rows`.
+        options: `chunk`, `vocab_tokens` and `constrain` of `chopjax.evaluate.perplexity.evaluate_rows`.
 
     Raises:
         UserError: a choice that is longer than a row, or has no token of its own; a tokenizer of another model.

@@ -90,7 +90,7 @@ def log_likelihoods(
         params: parameters in the compute dtype, sharded in any way.
         batches: from `pack`; on several hosts, each has all of them.
         requests: number of requests that were packed.
-        options: `chunk`, `vocab_tokens`, `shards` and `constrain` of `chopjax.evaluate.perplexity.evaluate_rows`.
+        options: `chunk`, `vocab_tokens` and `constrain` of `chopjax.evaluate.perplexity.evaluate_rows`.
 
     Raises:
         UserError: a token that the model does not have.
@@ -106,7 +106,7 @@ def log_likelihoods(
     return totals
 
 
-@functools.partial(jax.jit, static_argnames=("config", "chunk", "vocab_tokens", "shards", "constrain"))
+@functools.partial(jax.jit, static_argnames=("config", "chunk", "vocab_tokens", "constrain"))
 def _by_token(
     config: ModelConfig,
     params: Params,
@@ -114,14 +114,13 @@ def _by_token(
     *,
     chunk: int = 512,
     vocab_tokens: int | None = None,
-    shards: int = 1,
     constrain: Constrain = unpinned,
 ) -> Float[Array, "batch length"]:
     """float32 log-likelihood of each label, held whole by each device, so that every host can read it."""
     places = batch["positions"], batch["segment_ids"]
     hidden = forward(config, params, batch["tokens"], *places, constrain=constrain).hidden
     loss = LossConfig(next_token=1.0, kl=0.0, chunk=chunk)
-    options: dict[str, Any] = {"vocab_tokens": vocab_tokens, "shards": shards, "constrain": constrain}
+    options: dict[str, Any] = {"vocab_tokens": vocab_tokens, "constrain": constrain}
     losses = token_losses(loss, hidden, unembedding(config, params), batch["labels"], **options)
     return constrain(-losses["next_token"], (None, None))
 

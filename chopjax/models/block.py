@@ -25,9 +25,24 @@ Masks = Mapping[str, Any]
 `vocab` it may be wrapped in `models.layers.StraightThrough`."""
 
 
-def unpinned(array: Array, axes: tuple[str | None, ...]) -> Array:
-    """The `Constrain` where there is no mesh."""
-    return array
+class _Unpinned:
+    """What `sharding.mesh.Constrain` is, where there is no mesh."""
+
+    def __call__(self, array: Array, axes: tuple[str | None, ...]) -> Array:
+        return array
+
+    def parts(self, axis: str) -> tuple[str, ...]:
+        return ()
+
+    def size(self, mesh_axes: tuple[str, ...]) -> int:
+        return 1
+
+    def manual(self, function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
+        return function
+
+
+unpinned = _Unpinned()
+"""The `Constrain` where there is no mesh."""
 
 
 RESIDUAL = ("batch", "length", "embed")

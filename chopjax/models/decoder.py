@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from chopjax.axes import flatten, unflatten
 from chopjax.models.attention import Places
-from chopjax.models.block import RESIDUAL, Block, Constrain, KeysValues, Masks, Tokens, masked
+from chopjax.models.block import RESIDUAL, Block, Constrain, KeysValues, Masks, Tokens, masked, unpinned
 from chopjax.models.config import ModelConfig
 from chopjax.models.kept import Keep, empty, put, slot_of_layer
 from chopjax.models.layers import PRODUCT, Norm, parameter
@@ -75,7 +75,7 @@ class Decoder(nnx.Module):
         tap: Tap | None = None,
         keep: Keep | None = None,
         remat: str = "none",
-        constrain: Constrain = lambda x, axes: x,
+        constrain: Constrain = unpinned,
         cache: Cache | None = None,
     ) -> Output:
         """See `forward`."""
@@ -145,7 +145,7 @@ def forward(
     tap: Tap | None = None,
     keep: Keep | None = None,
     remat: str = "none",
-    constrain: Constrain = lambda x, axes: x,
+    constrain: Constrain = unpinned,
     cache: Cache | None = None,
 ) -> Output:
     """Runs the decoder; computes in the dtype of `params`, with norms and softmax in float32.

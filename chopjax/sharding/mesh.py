@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -156,7 +156,29 @@ class Constrain:
         )
         return by_device(q, k, v, keys.segments)
 
-    @property
-    def batch_shards(self) -> int:
-        """Parts in which the mesh holds the batch axis."""
-        return math.prod(self.mesh.shape[axis] for axis in RULES["batch"])
+    def parts(self, axis: str) -> tuple[str, ...]:
+        """The mesh axes that an axis of this name is split over, those of one device left out."""
+        return tuple(mesh_axis for mesh_axis in RULES[axis] if self.mesh.shape[mesh_axis] > 1)
+
+    def size(self, mesh_axes: tuple[str, ...]) -> int:
+        """Number of devices along all of these mesh axes."""
+        return math.prod(self.mesh.shape[axis] for axis in mesh_axes)
+
+    def manual(self, function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
+        """`function` of each device's own part of its arguments; it calls collectives itself.
+
+        Args:
+            function: what each device does.
+            inputs: for each argument the names of its axes, the leading ones at least; a tree's hold for all its arrays.
+            outputs: likewise for what it returns.
+        """
+
+        def specs(names: Any) -> Any:
+            if all(name is None or isinstance(name, str) for name in names):
+                return PartitionSpec(*(self.parts(name) or None if name else None for name in names))
+            return tuple(specs(inner) for inner in names)
+
+        # What comes out whole is equal on all devices because it was summed over them, which JAX cannot always see.
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=specs(inputs), out_specs=specs(outputs), check_vma=False
+        )

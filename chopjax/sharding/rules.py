@@ -19,6 +19,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
+    "unembedded": ("fsdp", "tensor"),  # the vocabulary while the loss is made (`distill.chunked`)
     "embed": ("fsdp",),
 }
 

@@ -198,7 +198,7 @@ def _sums(
         hidden = decoder.forward(config, params, *inputs, masks=masks, remat=remat, constrain=pin).hidden
         return hidden, decoder.unembedding(config, params)
 
-    targets: tuple[Array, ...] = ()
+    targets: tuple[Array, Array] | None = None
     if models.teacher is not None and teacher is not None:
         targets = outputs(models.teacher, jax.lax.stop_gradient(teacher), "none")
     total, parts = chunked_loss(
@@ -206,9 +206,8 @@ def _sums(
         *outputs(models.student, params, remat, masks),
         labels,
         weights,
-        *targets,
+        targets,
         vocab_tokens=models.vocab_tokens,
-        shards=models.constrain.batch_shards if models.constrain else 1,
         constrain=pin,
     )
     return total, {"loss": jax.lax.stop_gradient(total), "tokens": jnp.sum(weights), **parts}

@@ -147,7 +147,7 @@ def test_same_alone_packed_and_on_meshes(folder: Path) -> None:
         mesh = make_mesh(shape)
         constrain = Constrain(mesh)
         placed = jax.device_put(params, param_shardings(CONFIG, mesh))
-        options: dict[str, Any] = {"shards": constrain.batch_shards, "constrain": constrain}
+        options: dict[str, Any] = {"constrain": constrain}
         found = log_likelihoods(CONFIG, placed, packed, len(requests), **options)
         np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=str(mesh.shape))
 

@@ -173,7 +173,7 @@ def test_same_on_every_mesh() -> None:
         mesh = make_mesh(shape)
         constrain = Constrain(mesh)
         there = jax.device_put(params, param_shardings(DIVISIBLE, mesh)), [place_batch(mesh, b) for b in batches]
-        options: dict[str, Any] = {"chunk": 16, "shards": constrain.batch_shards, "constrain": constrain}
+        options: dict[str, Any] = {"chunk": 16, "constrain": constrain}
         found = leave_out(DIVISIBLE, *there, 2, "kl", **options)
         for name, value in expected.items():
             np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5, err_msg=f"{name} on {mesh.shape}")

@@ -88,7 +88,7 @@ def wanted() -> dict[str, np.ndarray]:
 def scored(data: int, fsdp: int, tensor: int, remat: str) -> dict[str, np.ndarray]:
     mesh = make_mesh(MeshConfig(data, fsdp, tensor), jax.devices()[: data * fsdp * tensor])
     pin = Constrain(mesh)
-    options = {"remat": remat, "chunk": 16, "vocab_tokens": VOCAB, "shards": pin.batch_shards, "constrain": pin}
+    options = {"remat": remat, "chunk": 16, "vocab_tokens": VOCAB, "constrain": pin}
     # Unoptimised code compiles in half the time.
     step = jax.jit(
         functools.partial(taylor_sums, CONFIG, **options), compiler_options={"xla_backend_optimization_level": 0}
