@@ -212,5 +212,6 @@ def covered(offsets: Offsets, spans: Iterable[tuple[int, int]]) -> Bool[np.ndarr
     inside = np.zeros(len(offsets), np.bool_)
     for start, stop in spans:
         # A token of no width, such as a prefix that SentencePiece puts in, belongs to the character that it precedes.
-        inside |= np.where(first == last, (start <= first) & (first < stop), (first < stop) & (last > start))
+        some = np.maximum(first, start) < np.minimum(last, stop)
+        inside |= np.where(first == last, (start <= first) & (first < stop), some)
     return inside

@@ -216,3 +216,49 @@ def test_damage_met_by_a_reading_thread_is_said(tmp_path):
 def test_one_pass_over_nothing(tmp_path):
     assert list(one_pass([write(tmp_path / "empty", 0, 0)], 4)) == []
     assert list(one_pass([], 4)) == []
+
+
+def write_chats(folder: pathlib.Path, part: int, size: int) -> Rows:
+    """Like `write`, with the third token and, in odd rows, the second as targets."""
+    folder.mkdir()
+    writer = RowsWriter(folder, LENGTH, chats=True)
+    for index in range(size):
+        targets = np.array([False, index % 2 == 1, True, False, False])
+        writer.write(np.full(LENGTH, 100 * part + index, np.int32), np.array([1, 1, 1, 2, 0], np.int32), targets)
+    writer.finish(documents=size, split="train", tokenizer="abc", recipe={"text": f"chats {part} of {size}"})
+    return Rows(folder)
+
+
+def test_chats_and_text_are_mixed_by_weight_with_targets_for_both(parts, tmp_path):
+    chats = write_chats(tmp_path / "chats", 5, 29)
+    mixture = [(parts[0], 3.0), (chats, 1.0)]
+    batches = Batches(mixture, 4, 3)
+    found = [next(batches) for _ in range(50)]
+    state = json.loads(json.dumps(batches.get_state()))
+    following = next(batches)
+    batches.close()
+    tokens, targets = (np.concatenate([batch[name] for batch in found]) for name in ("tokens", "targets"))
+    of_chats = tokens[:, 0] >= 500
+    assert of_chats.sum() == 50 and targets.dtype == np.bool_
+    assert targets[~of_chats].all()
+    odd = tokens[of_chats, 0] % 2 == 1
+    expected = np.stack([odd & False, odd, odd | True, odd & False, odd & False], axis=1)
+    np.testing.assert_array_equal(targets[of_chats], expected)
+    # The order, and the place to go on from, are those of any other mixture; shares are cut alike.
+    shares = [Batches(mixture, 4, 3, process_index=index, process_count=2) for index in range(2)]
+    for share in shares:
+        share.set_state(state)
+    halves = [next(share) for share in shares]
+    for share in shares:
+        share.close()
+    for name in following:
+        np.testing.assert_array_equal(np.concatenate([half[name] for half in halves]), following[name])
+
+
+def test_one_pass_over_chats(parts, tmp_path):
+    chats = write_chats(tmp_path / "chats", 5, 2)
+    (batch,) = one_pass([chats, parts[1]], 9, limit=3)
+    assert batch["targets"].dtype == np.bool_
+    np.testing.assert_array_equal(batch["targets"][:3], [[0, 0, 1, 0, 0], [0, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    assert not batch["segment_ids"][3:].any()
+    assert "targets" not in next(one_pass([parts[1]], 9, limit=3))

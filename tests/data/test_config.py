@@ -15,6 +15,8 @@ from chopjax.errors import UserError
         ({"path": "a", "weight": 0.0}, "weight is 0.0"),
         ({"path": "a", "weight": float("nan")}, "weight is nan"),
         ({"path": "a", "max_documents": -1}, "max_documents is -1"),
+        ({"path": "a", "messages": "m", "text_field": "body"}, "give either text_field or messages, not both"),
+        ({"path": "a", "messages": "m", "format": "text"}, "plain text files hold no messages"),
         ({"path": "a", "name": "../b"}, "name '../b'"),
     ],
 )

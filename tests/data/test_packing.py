@@ -62,3 +62,43 @@ def test_positions_count_from_the_start_of_each_segment(lengths, length):
         stacked = np.stack([segments for _, segments in rows])
         np.testing.assert_array_equal(positions_of(stacked), [positions_of(row) for row in stacked])
         assert positions_of(stacked).dtype == np.int32
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=LENGTHS, length=st.integers(1, 17))
+def test_chats_are_whole_where_they_fit_and_their_targets_follow(lengths, length):
+    packer = Packer(length, chats=True)
+    # Targets are the tokens that 3 divides.
+    rows = [row for tokens in numbered(lengths) for row in packer.add(tokens, tokens % 3 == 0)]
+    rows += list(packer.finish())
+    document_of = np.repeat(np.arange(len(lengths)), lengths)
+    pieces: dict[int, int] = {}
+    for tokens, segments, targets in rows:
+        assert targets.dtype == np.bool_
+        np.testing.assert_array_equal(targets, (tokens % 3 == 0) & (segments > 0))
+        for segment in range(1, segments.max() + 1):
+            (document,) = set(document_of[tokens[segments == segment] - 1].tolist())
+            pieces[document] = pieces.get(document, 0) + 1
+    assert pieces == {index: -(-size // length) for index, size in enumerate(lengths) if size}
+    kept = [tokens[segments > 0] for tokens, segments, _ in rows]
+    np.testing.assert_array_equal(np.concatenate([[], *kept]), np.arange(1, sum(lengths) + 1))
+
+
+def test_rows_of_chats_by_hand():
+    packer = Packer(5, chats=True)
+    yes, no = True, False
+    chats = [
+        ([1, 2, 3], [no, yes, yes]),
+        ([4, 5, 6], [no, no, yes]),
+        ([7, 8], [no, yes]),
+        ([9] * 6, [no] * 4 + [yes] * 2),
+    ]
+    rows = [row for ids, mask in chats for row in packer.add(np.array(ids, np.int32), np.array(mask))]
+    rows += list(packer.finish())
+    assert [tokens.tolist() for tokens, _, _ in rows] == [[1, 2, 3, 0, 0], [4, 5, 6, 7, 8], [9] * 5, [9, 0, 0, 0, 0]]
+    assert [targets.tolist() for *_, targets in rows] == [
+        [no, yes, yes, no, no],
+        [no, no, yes, no, yes],
+        [no, no, no, no, yes],
+        [yes, no, no, no, no],
+    ]

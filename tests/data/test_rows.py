@@ -131,3 +131,27 @@ def test_another_file_of_the_same_size_is_noticed(tmp_path):
     shard.write_bytes(bytes(shard.stat().st_size))
     with pytest.raises(UserError, match="damaged rows"):
         Rows(tmp_path / "rows")
+
+
+def test_rows_of_chats_have_targets(tmp_path):
+    random = np.random.default_rng(2)
+    expected = [(*row, random.random(LENGTH) < 0.3) for row in some_rows(9)]
+    (tmp_path / "rows").mkdir()
+    writer = RowsWriter(tmp_path / "rows", LENGTH, 4 * LENGTH, chats=True)
+    for row in expected:
+        writer.write(*row)
+    with pytest.raises(ValueError, match="rows of chats have targets"):
+        writer.write(*expected[0][:2])
+    info = writer.finish(documents=3, split="train", tokenizer="abc", recipe={"text": "def"})
+    rows = Rows(tmp_path / "rows")
+    assert rows.info == info and info.targets == sum(targets.sum() for *_, targets in expected)
+    for row, (tokens, segments, targets) in zip(rows, expected, strict=True):
+        assert list(row) == ["tokens", "segment_ids", "positions", "targets"] and row["targets"].dtype == np.bool_
+        for name, wanted in (("tokens", tokens), ("segment_ids", segments), ("targets", targets)):
+            np.testing.assert_array_equal(row[name], wanted)
+
+
+def test_rows_of_text_say_nothing_of_targets(tmp_path):
+    info = write(tmp_path / "rows", some_rows(5))
+    assert "targets" not in json.loads((tmp_path / "rows" / "rows.json").read_text())
+    assert info.targets is None and list(Rows(tmp_path / "rows")[0]) == ["tokens", "segment_ids", "positions"]

@@ -7,7 +7,7 @@ import tokenizers
 import transformers
 
 from chopjax.data.config import DataConfig
-from chopjax.data.tokenize import Bounds, document_bounds, encode_documents, load_tokenizer
+from chopjax.data.tokenize import Bounds, covered, document_bounds, encode_documents, load_tokenizer
 from chopjax.errors import UserError
 
 TEXTS = ["Water runs down the hill.", "", "größer 🐟 </s> than", "a" * 700]
@@ -142,3 +142,23 @@ def test_folders_without_a_tokenizer(tmp_path, tokenizer_with):
     (folder / "tokenizer.json").write_text('{"model": 1}')
     with pytest.raises(UserError, match="tokenizer.json: not a tokenizer"):
         load_tokenizer(folder)
+
+
+def test_offsets_are_those_of_the_same_ids(tokenizer_folder):
+    ours = load_tokenizer(tokenizer_folder)
+    found = ours.encode_offsets(TEXTS)
+    assert [ids for ids, _ in found] == ours.encode(TEXTS)
+    assert ours.special == {"<s>", "</s>"}
+    for text, (ids, offsets) in zip(TEXTS, found, strict=True):
+        assert offsets.shape == (len(ids), 2)
+        # Every character is some token's, in order; one of several bytes may be of several tokens.
+        assert [n for n in range(len(text)) if not any(a <= n < b for a, b in offsets.tolist())] == []
+
+
+def test_covered_by_hand():
+    #         01   2    (none)  3456     7    89
+    offsets = np.array([[0, 2], [2, 3], [3, 3], [3, 7], [7, 8], [8, 10]])
+    assert covered(offsets, [(3, 7)]).tolist() == [False, False, True, True, False, False]
+    assert covered(offsets, [(1, 3), (9, 10)]).tolist() == [True, True, False, False, False, True]
+    assert covered(offsets, [(5, 5), (2, 2)]).tolist() == [False] * 6
+    assert covered(offsets, []).tolist() == [False] * 6

@@ -179,3 +179,26 @@ def test_windows_that_do_not_fit_are_refused() -> None:
         rolling_perplexity(CONFIG, PARAMS, stream, 4, 5, 1)
     with pytest.raises(UserError, match="at least two"):
         rolling_perplexity(CONFIG, PARAMS, stream[:1], 4, 2, 1)
+
+
+def test_only_targets_are_scored() -> None:
+    rng = np.random.default_rng(3)
+    batch, documents = _rows(rng, [(7, 1, 9)], 19)
+    teacher = (TEACHER, TEACHER_PARAMS)
+    targets = rng.random((1, 19)) < 0.4
+    following = np.concatenate([targets[0, 1:7], targets[0, 9:17]])  # of each that follows another in its document
+    found = evaluate_rows(CONFIG, PARAMS, [batch | {"targets": targets}], teacher=teacher)
+    assert found.tokens == following.sum() and 0 < found.tokens < 14
+    assert found.nll == pytest.approx(_nlls(documents)[following].mean(), rel=1e-5)
+    assert found.kl == pytest.approx(np.array(list(_kls(documents)))[following].mean(), rel=1e-5)
+    with pytest.raises(UserError, match="no token to score"):
+        evaluate_rows(CONFIG, PARAMS, [batch | {"targets": np.zeros((1, 19), bool)}])
+
+
+def test_windows_score_the_targets_of_a_stream() -> None:
+    stream, targets = np.arange(100, 123, dtype=np.int32), np.random.default_rng(0).random(23) < 0.5
+    windows = list(rolling_windows(stream, 7, 3, targets))
+    scored = np.concatenate([w["labels"][w["weights"] == 1] for w in windows])
+    np.testing.assert_array_equal(scored, stream[1:][targets[1:]])
+    found = rolling_perplexity(CONFIG, PARAMS, stream % VOCAB, 7, 3, 3, targets=targets)
+    assert found.tokens == targets[1:].sum()
