@@ -88,8 +88,8 @@ def decode_top(record: bytes, length: int, k: int) -> Targets:
     planes = _read(record)
     kept = _numbers(planes, 1, length).astype(bool)
     places = int(kept.sum())
-    ids = _numbers(planes, 4).reshape(places, -1)[:, :k]
-    codes = np.cumsum(_numbers(planes, 2).reshape(places, -1), axis=1)
+    ids = _by_place(_numbers(planes, 4), places)[:, :k]
+    codes = np.cumsum(_by_place(_numbers(planes, 2), places), axis=1)
     tail = np.exp(_numbers(planes, 2, places).astype("<u2").view("<f2").astype(np.float64))
     probs = np.exp(codes / -LOG_STEPS)
     # Rounding left a sum of nearly 1. The targets are made a distribution: a divergence from them is never below 0.
@@ -166,6 +166,13 @@ def _targets(
     found["ids"][kept, : ids.shape[1]], found["probs"][kept, : ids.shape[1]] = ids, probs
     found["tail"][kept], found["offset"][kept] = tail, offset
     return found
+
+
+def _by_place(numbers: Int[np.ndarray, "numbers"], places: int) -> Int[np.ndarray, "places k"]:
+    k, more = divmod(len(numbers), max(1, places))
+    if more:
+        raise UserError("it is not of this length or kind")
+    return numbers.reshape(places, k)
 
 
 def _plogp(p: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:

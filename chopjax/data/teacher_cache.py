@@ -10,7 +10,6 @@ path/SOURCE/heldout/                    likewise, of the held-out rows that eval
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -136,8 +135,8 @@ def begin(folder: pathlib.Path, info: CacheInfo) -> bool:
     Raises:
         UserError: it holds a cache that was begun otherwise.
     """
-    found, whole = _read_info(folder)
-    if found is not None and whole and not found.mismatch(info):
+    found, sizes = _read_info(folder)
+    if found is not None and sizes is not None and not found.mismatch(info) and not missing(folder, found):
         return True
     if found is not None:
         if reason := found.change(info):

@@ -4,6 +4,8 @@ import dataclasses
 from typing import Literal
 
 from chopjax import checks
+from chopjax.distill.config import TEACHER_TERMS, LossConfig
+from chopjax.errors import UserError
 
 Kind = Literal["off", "top_k", "samples"]
 RowsKept = Literal["reached", "all"]
@@ -43,3 +45,23 @@ class CacheConfig:
     def count(self) -> int:
         """Entries of each position: `k` or `samples`."""
         return self.samples if self.kind == "samples" else self.k
+
+
+def check_loss(cache: CacheConfig, loss: LossConfig) -> None:
+    """Refuses losses that cannot be made of what is kept.
+
+    Raises:
+        UserError: a term other than `kl` compares with the teacher, or the temperature changes.
+    """
+    if cache.kind == "off":
+        return
+    for name in TEACHER_TERMS:
+        if name != "kl" and (getattr(loss, name) or any(schedule.field == name for schedule in loss.schedules)):
+            raise UserError(
+                f"loss.{name} needs the whole distribution of the teacher, and cache.kind is {cache.kind!r}; "
+                "use loss.kl, or cache.kind 'off'"
+            )
+    if loss.top_k:
+        raise UserError(f"loss.top_k is {loss.top_k}, which is for a teacher that is not cached; set it to 0")
+    if any(schedule.field == "temperature" for schedule in loss.schedules):
+        raise UserError("loss.schedules: a cache is of one temperature; leave temperature out, or set cache.kind 'off'")
