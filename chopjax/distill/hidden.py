@@ -20,6 +20,8 @@ from chopjax.models.decoder import Output
 
 # Rows of the embedding tables that are compared at one time.
 TABLE_ROWS = 2048
+# Square of a length below which a vector has no direction.
+NOTHING = 1e-20
 
 Tables = tuple[Float[Array, "vocab embed"], Float[Array, "teacher_vocab teacher_embed"]]
 
@@ -104,9 +106,9 @@ def distance(
 
     1 − cos is made as ½ |s/|s| − t/|t||², which is exact for equal vectors and loses nothing near them.
     """
-    s, t = student.astype(jnp.float32), teacher.astype(jnp.float32)
+    s, t = _rounded(student), _rounded(teacher)
     if name == "cosine":
-        return 0.5 * jnp.sum(jnp.square(_direction(s) - _direction(t)), axis=-1)
+        return 0.5 * jnp.sum(jnp.square(_rounded(_direction(s)) - _rounded(_direction(t))), axis=-1)
     squared = jnp.sum(jnp.square(s - t), axis=-1)
     if name == "mse":
         return squared / s.shape[-1]
@@ -115,9 +117,21 @@ def distance(
     return squared
 
 
+def _rounded(x: Array) -> Array:
+    """`x` in float32, rounded before it is compared.
+
+    Where XLA fuses what made `x` into the comparison, LLVM may subtract a rounded product from an unrounded one (a
+    fused multiply-add), so that equal models would differ. A bound that no finite number passes is in its way; barriers
+    and roundings to the dtype that an array has already are removed before.
+    """
+    return jnp.maximum(x, jnp.finfo(x.dtype).min).astype(jnp.float32)
+
+
 def _direction(x: Array) -> Array:
+    """`x` at length 1; a vector of nothing has no direction, and no gradient."""
     squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(squared, jnp.finfo(jnp.float32).tiny))
+    some = squared > NOTHING
+    return x * jnp.where(some, jax.lax.rsqrt(jnp.where(some, squared, 1.0)), 0.0)
 
 
 def _layers_sum(
