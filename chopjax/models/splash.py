@@ -1,8 +1,7 @@
 """Attention as one Pallas kernel for TPUs: scores never leave the chip's own memory. Same results as the reference."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,7 +49,8 @@ def splash_attention(
 
     # What fills up the row stands after all queries, so none of them sees it.
     places = jnp.pad(segments, ((0, 0), (0, padded - length)))
-    with _as_the_kernel_needs(q.dtype):
+    # The kernel relies on implicit promotion.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         rows: Callable[..., Any] = jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=pallas.SegmentIds(s, s)))
         out = rows(heads_first(scaled), heads_first(k), heads_first(v), places)
     out = jnp.swapaxes(out[:, :, :length, :head_dim], 1, 2)
@@ -81,14 +81,3 @@ def _kernel(
     return pallas.make_splash_mha(
         pallas.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
     )
-
-
-@contextlib.contextmanager
-def _as_the_kernel_needs(dtype: jnp.dtype) -> Iterator[None]:
-    """The kernel relies on implicit promotion, and has no products of bfloat16 in several passes."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.numpy_dtype_promotion("standard"))
-        stack.enter_context(jax.numpy_rank_promotion("allow"))
-        if dtype == jnp.bfloat16:
-            stack.enter_context(jax.default_matmul_precision("default"))
-        yield
