@@ -208,3 +208,15 @@ def test_halves_go_on_across_batches() -> None:
     named = [BATCHES[1] | {"half": np.array([1, 0, 1], np.int32)}]
     for name, value in leave_out(CONFIG, PARAMS, named, chunk=7).items():
         np.testing.assert_array_equal(value, apart[0][name][::-1])
+
+
+def test_documents_without_targets_count_as_padding() -> None:
+    batch = BATCHES[0]
+    first = batch["segment_ids"] == 1
+    found, wanted = (
+        leave_out(CONFIG, PARAMS, [batch | change], metric="next_token", chunk=7)
+        for change in ({"targets": first}, {"targets": first | True, "segment_ids": first.astype(np.int32)})
+    )
+    assert found["scored"].sum() == 16 + 5 + 8
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)

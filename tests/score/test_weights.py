@@ -103,3 +103,13 @@ def test_taylor_is_the_first_order_change_on_every_mesh(shape: tuple[int, int, i
     assert {name: value.shape[0] for name, value in found.items()} == {f"taylor/{axis}": 2 for axis in AXES}
     assert all(not value[0].any() for value in found.values())  # the batch belongs to the second half
     assert_close({name.removeprefix("taylor/"): value[1] for name, value in found.items()}, wanted(), rtol=2e-5)
+
+
+def test_documents_without_targets_have_no_gradient() -> None:
+    first = batch()["segment_ids"] == 1
+    every = np.ones_like(first)
+    step = functools.partial(taylor_sums, CONFIG, params(), half=jnp.int32(0))
+    taylor = jax.jit(step, compiler_options={"xla_backend_optimization_level": 0})
+    found = taylor(batch() | {"targets": first})
+    assert_close(found, taylor(batch() | {"targets": every, "segment_ids": first.astype(np.int32)}))
+    assert not np.allclose(found["taylor/mlp"], taylor(batch() | {"targets": every})["taylor/mlp"])
