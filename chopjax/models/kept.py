@@ -2,7 +2,9 @@
 
 What a scan returns for each step is stacked along all layers. Here the carry holds one slot for each layer that is
 asked for, and each layer overwrites the slot of the next such layer: memory is that of the layers asked for, and the
-backward pass carries as many cotangents and saves nothing.
+backward pass carries as many cotangents and saves nothing. For a student of 12 layers and a teacher of 16, compiled for
+a CPU, stacking all layers and picking afterwards took 6.6 times this memory with one pair of layers and 1.6 times with
+12 of them.
 """
 
 from collections.abc import Mapping
