@@ -17,7 +17,7 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from chopjax import checks
+from chopjax import checks, platforms
 from chopjax.commands import defaults, settings
 from chopjax.errors import UserError
 
@@ -49,6 +49,7 @@ def run(command: str | Main, positional: str = "", required: Sequence[str] = ("s
     """
     try:
         chosen = parse(sys.argv, positional, required)
+        platforms.skip_absent_tpus()
         main = _main_of(command) if isinstance(command, str) else command
         main(chosen)
     except UserError as error:

@@ -1,0 +1,37 @@
+"""JAX is kept from libtpu only where nothing but a CPU can be there."""
+
+import importlib.util
+import os
+import pathlib
+
+import pytest
+
+from chopjax.platforms import skip_absent_tpus
+
+
+@pytest.mark.parametrize(
+    ("installed", "vendor", "chosen", "wanted"),
+    [
+        ({"libtpu"}, "0x8086", None, "cpu"),
+        ({"libtpu"}, "0x1ae0", None, None),
+        ({"libtpu", "jax_plugins"}, "0x8086", None, None),
+        (set(), "0x8086", None, None),
+        ({"libtpu"}, "0x8086", "tpu", "tpu"),
+    ],
+)
+def test_platforms(
+    installed: set[str],
+    vendor: str,
+    chosen: str | None,
+    wanted: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: pathlib.Path,
+) -> None:
+    (tmp_path / "0000:00:04.0").mkdir()
+    (tmp_path / "0000:00:04.0" / "vendor").write_text(f"{vendor}\n")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in installed else None)
+    monkeypatch.setenv("JAX_PLATFORMS", chosen or "")
+    if chosen is None:
+        monkeypatch.delenv("JAX_PLATFORMS")
+    skip_absent_tpus(tmp_path)
+    assert os.environ.get("JAX_PLATFORMS") == wanted
