@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from chopjax.distill.targets import Sparse
 from chopjax.errors import UserError
-from chopjax.models.block import Constrain, unpinned
+from chopjax.models.block import unpinned
 
 
 @jax.tree_util.register_dataclass
@@ -64,7 +65,7 @@ def top_tokens(
     temperature: float = 1.0,
     vocab_tokens: int | None = None,
     chunk: int = 512,
-    constrain: Constrain = unpinned,
+    constrain: Any = unpinned,
 ) -> TopTokens:
     """The k most probable tokens at each position, and what is left to all others.
 
@@ -75,7 +76,7 @@ def top_tokens(
         temperature: by which logits are divided.
         vocab_tokens: number of real tokens; later columns, which only pad a vocabulary, have no probability.
         chunk: tokens of the batch, over all devices, whose logits exist at one time; at least one of each row.
-        constrain: pins activations to the mesh.
+        constrain: the mesh (`chopjax.sharding.mesh.Constrain`).
 
     Raises:
         UserError: the vocabulary has fewer than `k` or than `vocab_tokens` tokens.
@@ -101,7 +102,7 @@ def draw_tokens(
     temperature: float = 1.0,
     vocab_tokens: int | None = None,
     chunk: int = 512,
-    constrain: Constrain = unpinned,
+    constrain: Any = unpinned,
 ) -> Draws:
     """Independent draws from the teacher's distribution at each position (arXiv:2503.16870, section 4).
 
@@ -153,7 +154,7 @@ def _by_chunk(
     temperature: float,
     tokens: int,
     chunk: int,
-    pin: Constrain,
+    pin: Any,
 ) -> tuple[Array, ...]:
     """`of_chunk` of the float32 log-probabilities [batch, position, vocab] of some positions of all rows, and of the
     same positions of `others`; the results put together along the length."""
@@ -172,17 +173,20 @@ def _by_chunk(
 
     def step(parts: tuple[Array, ...]) -> tuple[Array, ...]:
         product = jnp.einsum("bte,ev->btv", parts[0], unembed, preferred_element_type=jnp.float32)
-        # Made in parts of the vocabulary, then whole: each device goes through all logits of its own rows.
+        # Made in parts of the vocabulary, then whole: each device goes through all logits of its own rows. By hand, for
+        # the partitioner would have every device search the rows of all.
         logits = pin(pin(product, ("batch", None, "vocab")), ("batch", None, None)) / temperature
         logits = jnp.where(jnp.arange(logits.shape[-1])[None, None] < tokens, logits, -jnp.inf)
-        return of_chunk(logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True), *parts[1:])
+        log_probs = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        return pin.manual(of_chunk, tuple(("batch",) for _ in parts), ("batch",))(log_probs, *parts[1:])
 
     return tuple(map(join, jax.lax.map(step, tuple(map(split, (hidden, *others))))))
 
 
 def _log_rest(log_probs: Float[Array, "*tokens vocab"], top: Float[Array, "*tokens k"]) -> Float[Array, "*tokens"]:
     """log of the summed probability of all but the `top` ones; as exact for 1e-20 as for 0.5, unlike 1 - sum."""
-    least = top[..., -1:]
+    # Not as the last of `top`: with a slice of its own, XLA takes a full sort in place of its partial one.
+    least = top.min(-1, keepdims=True)
     below = jnp.where(log_probs < least, log_probs, -jnp.inf)
     ties = (log_probs == least).sum(-1) - (top == least).sum(-1)  # as probable as the last, but not kept
     of_ties = jnp.where(ties > 0, least[..., 0] + jnp.log(jnp.maximum(ties, 1).astype(jnp.float32)), -jnp.inf)
