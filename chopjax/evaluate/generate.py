@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from chopjax.errors import UserError
+from chopjax.models.block import KEYS, Constrain, KeysValues, unpinned
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Cache, Output, Params, forward, init_cache, logits
 
@@ -110,13 +111,63 @@ def _generate(
     sampling: Sampling,
     eos: tuple[int, ...],
 ) -> Int[Array, "batch new_tokens"]:
-    """Prefill, then a loop of one token each until all texts have ended; what follows an `eos` is meaningless."""
-    batch, length = tokens.shape
-    prompt_lengths = jnp.sum(segment_ids, axis=1)
+    positions = jnp.maximum(jnp.cumsum(segment_ids, axis=1) - 1, 0)
+    ended = jnp.zeros(tokens.shape[0], bool)
+    return continued(config, params, Prompts(tokens, positions, segment_ids, ended), key, new_tokens, sampling, eos)
+
+
+class Prompts(NamedTuple):
+    """Rows that end in the text to be continued; what stands before it is padding or other segments.
+
+    Attributes:
+        tokens: token ids.
+        positions: place of each token in its segment.
+        segment_ids: a token sees its own segment only.
+        ended: rows that are not to be continued.
+    """
+
+    tokens: Int[Array, "batch length"]
+    positions: Int[Array, "batch length"]
+    segment_ids: Int[Array, "batch length"]
+    ended: Bool[Array, "batch"]
+
+
+def continued(
+    config: ModelConfig,
+    params: Params,
+    prompts: Prompts,
+    key: Array,
+    new_tokens: int,
+    sampling: Sampling,
+    eos: tuple[int, ...] = (),
+    *,
+    vocab_tokens: int | None = None,
+    constrain: Constrain = unpinned,
+) -> Int[Array, "batch new_tokens"]:
+    """Draws `new_tokens` tokens after each row, or fewer if all rows have ended before; to be called under `jax.jit`.
+
+    One pass over the prompts fills the cache, then a loop adds a token to all rows at a time. What follows an `eos`, or
+    stands in a row that had ended, is meaningless.
+
+    Args:
+        config: the architecture of `params`.
+        params: parameters in the compute dtype; the cache has the same dtype.
+        prompts: what is continued, in the segment of its last token.
+        key: randomness; draw i is made with i folded in. The draws do not depend on a mesh.
+        new_tokens: tokens to add, at least 1.
+        sampling: how a token is drawn.
+        eos: tokens that end a text.
+        vocab_tokens: only ids below this are drawn; None for all.
+        constrain: pins activations and the cache to a mesh.
+    """
+    batch, length = prompts.tokens.shape
+    words = None
+    if vocab_tokens is not None:
+        words = {"vocab": (jnp.arange(config.vocab) < vocab_tokens).astype(jnp.float32)}
 
     def extended(state: _State, output: Output) -> _State:
-        last = logits(config, params, output.hidden[:, -1])
-        token = sample(sampling, last, jax.random.fold_in(key, state.added))
+        last = logits(config, params, output.hidden[:, -1], words)
+        token = sample(sampling, constrain(last, ("batch", "vocab")), jax.random.fold_in(key, state.added))
         drawn = jax.lax.dynamic_update_slice(state.drawn, token[:, None], (0, state.added))
         ended = state.ended | jnp.isin(token, jnp.asarray(eos, jnp.int32))
         assert output.cache is not None
@@ -124,17 +175,19 @@ def _generate(
 
     def step(state: _State) -> _State:
         token = jax.lax.dynamic_slice(state.drawn, (0, state.added - 1), (batch, 1))
-        position = prompt_lengths[:, None] + (state.added - 1)
-        return extended(state, forward(config, params, token, position, cache=state.cache))
+        position, segment = prompts.positions[:, -1:] + state.added, prompts.segment_ids[:, -1:]
+        output = forward(config, params, token, position, segment, cache=state.cache, constrain=constrain)
+        return extended(state, output)
 
     def unfinished(state: _State) -> Bool[Array, ""]:
         return (state.added < new_tokens) & ~jnp.all(state.ended)
 
-    cache = init_cache(config, batch, length + new_tokens - 1, params["embed"]["table"].dtype)
-    empty = jnp.zeros((batch, new_tokens), jnp.int32)
-    state = _State(jnp.zeros((), jnp.int32), empty, jnp.zeros(batch, bool), cache)
-    positions = jnp.maximum(jnp.cumsum(segment_ids, axis=1) - 1, 0)
-    state = extended(state, forward(config, params, tokens, positions, segment_ids, cache=cache))
+    empty = init_cache(config, batch, length + new_tokens - 1, params["embed"]["table"].dtype)
+    k, v = (constrain(array, ("layers", *KEYS)) for array in (empty.layers.k, empty.layers.v))
+    cache = Cache(KeysValues(k, v, empty.layers.start), empty.places)
+    drawn = jnp.zeros((batch, new_tokens), jnp.int32)
+    state = _State(jnp.zeros((), jnp.int32), drawn, prompts.ended, cache)
+    state = extended(state, forward(config, params, *prompts[:3], cache=cache, constrain=constrain))
     return jax.lax.while_loop(unfinished, step, state).drawn
 
 
