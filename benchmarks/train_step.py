@@ -97,6 +97,7 @@ def chopjax_calls(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     import jax.numpy as jnp
 
     from chopjax.distill.config import LossConfig
+    from chopjax.distill.objective import Models
     from chopjax.evaluate.perplexity import evaluate_rows
     from chopjax.hf.checkpoint import open_checkpoint
     from chopjax.hf.reading import load_params
@@ -104,7 +105,8 @@ def chopjax_calls(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     from chopjax.train import optimizers
     from chopjax.train.config import OptimizerConfig
     from chopjax.train.schedules import make_schedule
-    from chopjax.train.step import Models, StepConfig, init_state, make_step
+    from chopjax.train.state import init_state
+    from chopjax.train.step import StepConfig, make_step
 
     checkpoint = open_checkpoint(options.model)
     config, params = checkpoint.config, load_params(checkpoint, dtype=jnp.float32)

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 
 from chopjax.aot import hlo
 from chopjax.distill.config import LossConfig
+from chopjax.distill.objective import Models
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import abstract_params
-from chopjax.models.parameters import declare
 from chopjax.sharding.mesh import Constrain, Kernel, make_mesh, param_shardings
 from chopjax.sharding.rules import MeshConfig
 from chopjax.train import optimizers
 from chopjax.train.config import OptimizerConfig
 from chopjax.train.schedules import make_schedule
-from chopjax.train.step import Models, StepConfig, compile_step, init_state, make_step, state_shardings
+from chopjax.train.state import abstract_state, leaves_of, state_shardings, trained
+from chopjax.train.step import StepConfig, compile_step, make_step
 
 BATCH = ("tokens", "segment_ids", "positions")
 
@@ -98,11 +99,11 @@ def lower(wanted: TrainingStep, devices: Sequence[jax.Device]) -> jax.stages.Low
         UserError: the mesh cannot hold the models, or is not made up by the devices.
     """
     mesh, fallbacks = make_mesh(wanted.mesh, devices), wanted.mesh.fallbacks
-    optimizer = optimizers.build(wanted.optimizer, declare(wanted.student))
+    optimizer = optimizers.build(wanted.optimizer, leaves_of(wanted.student))
     models = Models(wanted.student, wanted.teacher, wanted.vocab_tokens, Constrain(mesh, fallbacks, wanted.kernel))
     step = make_step(models, wanted.loss, wanted.step, optimizer, make_schedule(wanted.optimizer.schedule))
-    state = jax.eval_shape(lambda params: init_state(params, optimizer), abstract_params(wanted.student))
-    shardings = state_shardings(wanted.student, optimizer, mesh, fallbacks)
+    student = trained(wanted.student, optimizer)
+    state, shardings = abstract_state(student, mesh, fallbacks), state_shardings(student, mesh, fallbacks)
     teacher = teacher_shardings = None
     if wanted.teacher is not None:
         teacher = abstract_params(wanted.teacher, jnp.dtype(wanted.step.compute_dtype))

@@ -16,8 +16,8 @@ from chopjax.sharding.mesh import place_batch
 Batch = dict[str, Int[Array, "batch length"]]
 
 
-def rows_read(run: Run, rows: int = 0) -> int:
-    """Rows of one reading: as many as asked for, by default `score.rows`, unless there are fewer.
+def rows_read(run: Run, rows: int = 0, start: int = 0) -> int:
+    """Rows of one reading from `start` on: as many as asked for, by default `score.rows`, unless there are fewer.
 
     Raises:
         UserError: `score.skip` leaves none.
@@ -25,7 +25,7 @@ def rows_read(run: Run, rows: int = 0) -> int:
     there, skip = sum(len(rows) for rows, _ in run.data.mixture()), run.settings.score.skip
     if skip >= there:
         raise UserError(f"score.skip is {skip}, but the text has only {there} rows; skip fewer, or give more text")
-    return min(rows or run.settings.score.rows, there - skip)
+    return min(rows or run.settings.score.rows, there - skip - start)
 
 
 def said(run: Run, rows: int = 0) -> str:
@@ -34,24 +34,25 @@ def said(run: Run, rows: int = 0) -> str:
     return f"{mixture_digest(run.data.mixture(), run.settings.seed)}/{first}-{first + rows_read(run, rows)}"
 
 
-def calibration(run: Run, rows: int = 0) -> Iterator[Batch]:
+def calibration(run: Run, rows: int = 0, start: int = 0) -> Iterator[Batch]:
     """Batches of `score.batch` rows on the mesh, sources mixed by weight; the last is filled up with padding.
 
     Args:
         run: says which rows, and how many in a batch.
         rows: how many in all; 0 for `score.rows`.
+        start: rows to pass over first, besides `score.skip`.
 
     Yields:
         `tokens`, `segment_ids`, `positions`, int32 [batch, length], and `half` int32 [batch]: of which half of the
             rows (even, odd) each is. Of a mixture with chats, bool `targets` too.
     """
-    batch, rows, skip = run.settings.score.batch, rows_read(run, rows), run.settings.score.skip
+    batch, rows, first = run.settings.score.batch, rows_read(run, rows, start), run.settings.score.skip + start
     share = batch // jax.process_count()
     found = Batches(
         run.data.mixture(),
         batch,
         run.settings.seed,
-        start_row=skip,
+        start_row=first,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         threads=run.settings.data.threads,

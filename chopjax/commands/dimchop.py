@@ -44,7 +44,7 @@ def make(run: Run) -> None:
 
 def _work(run: Run) -> None:
     phase = heal.dense_phase(run)
-    state = heal.train_phase(run, phase)
+    state = heal.train_dense(run)
     assert phase.dimchop is not None
     scores_of = functools.partial(DimChop.scores, phase.dimchop)
     scores = jax.jit(scores_of, out_shardings=replicated(run.mesh))(state.opt_state[0].platon)

@@ -6,40 +6,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from chopjax.chop.apply import chop_params
 from chopjax.chop.build import axes_to_score
 from chopjax.chop.dimchop import DimChop
 from chopjax.chop.optimizer_state import chop_optimizer_state
+from chopjax.commands import correct, training
 from chopjax.commands import plan as planning
+from chopjax.commands.phase import Phase, TeacherPlace
 from chopjax.commands.run import Run
 from chopjax.commands.stages import Stage
-from chopjax.commands.watch import Phase, Watch
-from chopjax.data.batches import Batches
+from chopjax.distill import cache_config, on_policy_config
 from chopjax.distill.config import LossConfig
+from chopjax.distill.matching import Matching, match
+from chopjax.distill.objective import PROJECTIONS
 from chopjax.errors import UserError
-from chopjax.hf.checkpoint import Checkpoint
 from chopjax.models.config import ModelConfig
-from chopjax.models.decoder import abstract_params
-from chopjax.models.parameters import declare
-from chopjax.train import optimizers
-from chopjax.train.checkpoints import Checkpoints
 from chopjax.train.config import OptimizerConfig
-from chopjax.train.loop import train
-from chopjax.train.schedules import make_schedule
-from chopjax.train.step import (
-    Models,
-    StepConfig,
-    TrainState,
-    compile_step,
-    init_state,
-    make_step,
-    state_shardings,
-)
+from chopjax.train.state import TrainState, state_shardings
 
 CHECKPOINTS, DENSE = "checkpoints", "checkpoints_before_chop"
 STAGE = Stage("train", (CHECKPOINTS,), resumable=True)
+
+# Where a cache lies, and in what pieces: each record is of given tokens and a given teacher.
+WITHOUT_EFFECT = ("cache.path", "cache.shard_rows", "cache.rows")
 
 # Before the chop the student is the source, so there is nothing to distil: plain next-token loss.
 DENSE_LOSS = LossConfig(next_token=1.0, kl=0.0)
@@ -51,7 +41,7 @@ def make(run: Run) -> None:
     Raises:
         UserError: the workdir holds a run that began otherwise.
     """
-    _check_dimchop(run)
+    _check_settings(run)
     run.stage(STAGE, identity(run), functools.partial(_work, run))
 
 
@@ -59,22 +49,22 @@ def check(run: Run) -> None:
     """Refuses, before anything is made anew, settings and models other than those that training began with.
 
     Raises:
-        UserError: names the first that changed; or settings of DimCHOP that do not fit the others.
+        UserError: names the first that changed; or settings that do not fit each other.
     """
-    _check_dimchop(run)
+    _check_settings(run)
     run.stages.refuse_changes(STAGE, _known(run))
 
 
 def trained_params(run: Run) -> tuple[int, dict[str, Any]]:
-    """Steps done, and the float32 parameters of the newest checkpoint, on the mesh; masked if DimCHOP masks them."""
+    """Steps done, and the student's float32 parameters of the newest checkpoint; masked if DimCHOP masks them."""
     phase = _healing(run)
-    with _checkpoints(run, CHECKPOINTS) as checkpoints:
-        restored = checkpoints.restore(_abstract_state(run, phase))
+    with training.checkpoints(run, phase, identity(run)) as checkpoints:
+        restored = checkpoints.restore(training.abstract(run, phase))
     assert restored is not None, "the train stage ended without a checkpoint"
     params = restored.state.params
     if phase.dimchop is not None:
         params, _ = phase.dimchop.apply(params, restored.state.opt_state)
-    return restored.step, params
+    return restored.step, {name: part for name, part in params.items() if name != PROJECTIONS}
 
 
 def dense_phase(run: Run) -> Phase:
@@ -85,116 +75,27 @@ def dense_phase(run: Run) -> Phase:
         chosen = run.settings.plan
         targets = {axis: getattr(chosen, axis) for axis in axes_to_score(chosen, source.sizes)}
         dimchop = DimChop(run.settings.dimchop, source, steps, targets)
-    loss = dataclasses.replace(DENSE_LOSS, chunk=run.settings.loss.chunk)
-    return Phase(DENSE, source, loss, steps, functools.partial(_fresh, run, run.source, dimchop), dimchop)
+    loss, optimizer = dataclasses.replace(DENSE_LOSS, chunk=run.settings.loss.chunk), _optimizer(run)
+    begin = functools.partial(training.fresh, run, run.source, optimizer, dimchop)
+    return Phase(DENSE, source, loss, steps, begin, optimizer, dimchop)
 
 
-def _healing(run: Run) -> Phase:
-    """The steps after the chop; with DimCHOP by matrix, those in which dimensions are masked."""
-    chosen, student = run.settings.train, run.student.config
-    masking = run.settings.dimchop.mode == "matrix"
-    dimchop = DimChop(run.settings.dimchop, student, chosen.steps) if masking else None
-    begin = functools.partial(_fresh, run, run.student, dimchop)
-    if chosen.steps_before_chop:
-        begin = functools.partial(_chopped, run, dense_phase(run))
-    total = chosen.steps_before_chop + chosen.steps
-    return Phase(CHECKPOINTS, student, run.settings.loss, total, begin, dimchop)
+def train_dense(run: Run) -> TrainState:
+    """Takes the steps before the chop."""
+    return training.train_phase(run, dense_phase(run), identity(run))
 
 
-def _work(run: Run) -> None:
-    train_phase(run, _healing(run))
+def matching(run: Run, student: ModelConfig) -> Matching | None:
+    """Which activations of the student are compared with the teacher's; None for none.
 
-
-def _fresh(run: Run, checkpoint: Checkpoint, dimchop: DimChop | None) -> TrainState:
-    """The state before the first step on a checkpoint's parameters."""
-    params = run.load(checkpoint, jnp.dtype(jnp.float32))
-    optimizer = _optimizer(run, checkpoint.config, dimchop)
-    shardings = state_shardings(checkpoint.config, optimizer, run.mesh, run.fallbacks)
-    return jax.jit(lambda params: init_state(params, optimizer), out_shardings=shardings)(params)
-
-
-def _chopped(run: Run, dense: Phase) -> TrainState:
-    """The state after the steps before the chop, its parameters and moments cut by the plan."""
-    state = train_phase(run, dense)
-    leaves, optimizer = declare(dense.config), _optimizer(run, dense.config)
-    if dense.dimchop is not None:
-        state = dataclasses.replace(state, opt_state=state.opt_state[1])  # the masks have become the plan
-
-    def cut(state: TrainState) -> TrainState:
-        params = chop_params(run.plan, leaves, state.params)
-        return TrainState(state.step, params, chop_optimizer_state(run.plan, leaves, optimizer, state.opt_state))
-
-    shardings = state_shardings(run.student.config, optimizer, run.mesh, run.fallbacks)
-    return jax.jit(cut, out_shardings=shardings)(state)  # not donated: no buffer of the whole fits one of the cut
-
-
-def train_phase(run: Run, phase: Phase) -> TrainState:
-    """Goes on from the phase's newest checkpoint, or begins it, and trains to its end."""
-    run.check_mesh(phase.config)
-    with _checkpoints(run, phase.folder) as checkpoints:
-        restored = checkpoints.restore(_abstract_state(run, phase))
-        if restored and restored.step >= phase.until:
-            return restored.state
-        state = restored.state if restored else phase.begin()
-        done = int(state.step)
-        if restored:
-            run.say(f"train: goes on from step {done} of {phase.until}")
-        batches = _batches(run)
-        if restored:
-            batches.set_state(restored.position)
-        else:
-            batches.seek(done * run.settings.train.batch)
-        teacher = run.load_teacher() if phase.loss.kl else None
-        step = _compiled(run, phase, teacher)
-        with Watch(run, phase, checkpoints, batches, teacher, done) as watch:
-            return train(step, state, teacher, batches, run.mesh, phase.until, watch.after)
-
-
-def _compiled(run: Run, phase: Phase, teacher: Any) -> jax.stages.Wrapped:
-    chosen, optimizer = run.settings.train, _optimizer(run, phase.config, phase.dimchop)
-    teacher_config = run.teacher_config if teacher is not None else None
-    models = Models(phase.config, teacher_config, run.student_tokenizer.vocab, run.constrain)
-    how = StepConfig(chosen.accumulate, chosen.compute_dtype, chosen.remat)
-    schedule = make_schedule(_optimizer_config(run).schedule)
-    step = make_step(models, phase.loss, how, optimizer, schedule, phase.dimchop)
-    shardings = state_shardings(phase.config, optimizer, run.mesh, run.fallbacks)
-    teacher_shardings = jax.tree.map(lambda p: p.sharding, teacher)
-    return compile_step(step, shardings, teacher_shardings, run.mesh)
-
-
-def _optimizer(run: Run, config: ModelConfig, dimchop: DimChop | None = None) -> optax.GradientTransformation:
-    optimizer = optimizers.build(_optimizer_config(run), declare(config))
-    return optimizer if dimchop is None else dimchop.watching(optimizer)
-
-
-def _optimizer_config(run: Run) -> OptimizerConfig:
-    """The optimizer, its schedule spread over all steps of the run, those before the chop too."""
-    chosen, steps = run.settings.optimizer, run.settings.train.steps_before_chop + run.settings.train.steps
-    return dataclasses.replace(chosen, schedule=dataclasses.replace(chosen.schedule, steps=steps))
-
-
-def _abstract_state(run: Run, phase: Phase) -> TrainState:
-    optimizer = _optimizer(run, phase.config, phase.dimchop)
-    shapes = jax.eval_shape(lambda params: init_state(params, optimizer), abstract_params(phase.config))
-    shardings = state_shardings(phase.config, optimizer, run.mesh, run.fallbacks)
-    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings)
-
-
-def _batches(run: Run) -> Batches:
-    return Batches(
-        run.student_data.mixture(),
-        run.settings.train.batch,
-        run.settings.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        threads=run.settings.data.threads,
-        prefetch=run.settings.data.prefetch,
-    )
-
-
-def _checkpoints(run: Run, folder: str) -> Checkpoints:
-    chosen = run.settings.train
-    return Checkpoints(run.workdir / folder, identity(run), keep=chosen.keep, keep_best=chosen.keep_best)
+    Raises:
+        UserError: they cannot be compared so.
+    """
+    if not run.settings.hidden.terms:
+        return None
+    # The plan says which teacher layer a student layer was only where the teacher is what was chopped.
+    kept = run.plan.kept if run.teacher is run.source else None
+    return match(run.settings.hidden, student, run.teacher_config, kept)
 
 
 def identity(run: Run) -> dict[str, Any]:
@@ -203,12 +104,110 @@ def identity(run: Run) -> dict[str, Any]:
     return found | ({"tokenizer": run.student_tokenizer.digest} if run.trimmed else {})
 
 
-def _known(run: Run) -> dict[str, Any]:
-    """Of that, what is known before any text is read."""
-    teacher = {"teacher": run.teacher_print if run.settings.loss.kl else "none"}
-    return (
-        run.settings.identity("seed", "train", "optimizer", "loss", "data", "dimchop") | planning.inputs(run) | teacher
+def _healing(run: Run) -> Phase:
+    """The steps after the chop; with DimCHOP by matrix, those in which dimensions are masked."""
+    chosen, student, optimizer = run.settings.train, run.student.config, _optimizer(run)
+    masking = run.settings.dimchop.mode == "matrix"
+    dimchop = DimChop(run.settings.dimchop, student, chosen.steps) if masking else None
+    compared, place = matching(run, student), teacher_place(run)
+    learning = place == "learning"
+    begin = functools.partial(training.fresh, run, run.student, optimizer, dimchop, compared, learning)
+    if chosen.steps_before_chop:
+        begin = functools.partial(_chopped, run, compared, learning)
+    total = chosen.steps_before_chop + chosen.steps
+    return Phase(
+        CHECKPOINTS,
+        student,
+        run.settings.loss,
+        total,
+        begin,
+        optimizer,
+        dimchop,
+        place,
+        compared,
+        run.settings.on_policy,
     )
+
+
+def teacher_place(run: Run) -> TeacherPlace:
+    """Where the teacher is while the student learns."""
+    chosen = run.settings
+    if not chosen.loss.teacher_terms and not chosen.hidden.terms:
+        return "none"
+    if chosen.cache.kind != "off":
+        return "cached"
+    return "learning" if chosen.correction.mode == "alongside" else "beside"
+
+
+def _work(run: Run) -> None:
+    corrected = run.settings.correction.mode == "before"
+    teacher = functools.partial(correct.corrected_teacher, run) if corrected else None
+    training.train_phase(run, _healing(run), identity(run), teacher)
+
+
+def _chopped(run: Run, compared: Matching | None, learning: bool) -> TrainState:
+    """The state after the steps before the chop, its parameters and moments cut by the plan."""
+    state, dense, student = train_dense(run), dense_phase(run), run.student.config
+    old = training.of_student(run, dense.config, dense.optimizer)
+    new = training.of_student(run, student, dense.optimizer, matching=compared)
+    teacher = training.of_teacher(run) if learning else None
+    if dense.dimchop is not None:
+        state = dataclasses.replace(state, opt_state=state.opt_state[1])  # the masks have become the plan
+
+    def cut(state: TrainState, teacher_params: Any) -> TrainState:
+        params = training.with_projections(run, chop_params(run.plan, old.leaves, state.params), compared)
+        moments = chop_optimizer_state(run.plan, old.leaves, old.optimizer, state.opt_state)
+        own = None if teacher is None else (teacher_params, teacher.optimizer)
+        start = training.init_state(params, new.optimizer, own)
+        opt_state = _overlaid(start.opt_state, moments) if compared is not None else moments
+        return dataclasses.replace(start, step=state.step, opt_state=opt_state)
+
+    shardings = state_shardings(new, run.mesh, run.fallbacks, teacher)
+    teacher_params = run.load_teacher(jnp.dtype(jnp.float32)) if learning else None
+    # Not donated: no buffer of the whole fits one of the cut.
+    return jax.jit(cut, out_shardings=shardings)(state, teacher_params)
+
+
+def _overlaid(start: Any, moments: Any) -> Any:
+    """A fresh optimizer state with the moments of all parameters that had any before."""
+    if isinstance(start, dict):
+        return {name: _overlaid(part, moments[name]) if name in moments else part for name, part in start.items()}
+    if isinstance(start, tuple):
+        parts = [_overlaid(*pair) for pair in zip(start, moments, strict=True)]
+        return type(start)(*parts) if hasattr(start, "_fields") else tuple(parts)
+    return moments
+
+
+def _optimizer(run: Run) -> OptimizerConfig:
+    """The optimizer, its schedule spread over all steps of the run, those before the chop too."""
+    chosen, steps = run.settings.optimizer, run.settings.train.steps_before_chop + run.settings.train.steps
+    return dataclasses.replace(chosen, schedule=dataclasses.replace(chosen.schedule, steps=steps))
+
+
+def _known(run: Run) -> dict[str, Any]:
+    """Of the identity, what is known before any text is read."""
+    sections = ("seed", "train", "optimizer", "loss", "hidden", "cache", "correction", "on_policy", "data", "dimchop")
+    teacher = {"teacher": "none" if teacher_place(run) == "none" else run.teacher_print}
+    known = run.settings.identity(*sections) | planning.inputs(run) | teacher
+    return {name: value for name, value in known.items() if name not in WITHOUT_EFFECT}
+
+
+def _check_settings(run: Run) -> None:
+    """Refuses settings that do not go together."""
+    chosen = run.settings
+    cache_config.check_loss(chosen.cache, chosen.loss)
+    on_policy_config.check_loss(chosen.on_policy, chosen.loss, chosen.cache)
+    needing = {"hidden": chosen.hidden.terms, "correction.mode": chosen.correction.mode != "off"}
+    for name in (name for name, wanted in needing.items() if wanted and chosen.cache.kind != "off"):
+        raise UserError(f"{name} needs a teacher that runs; set cache.kind to 'off', which is {chosen.cache.kind!r}")
+    if chosen.correction.mode != "off" and teacher_place(run) == "none":
+        raise UserError(f"correction.mode is {chosen.correction.mode!r}, but no loss compares with a teacher")
+    if chosen.hidden.learned and not chosen.optimizer.schedule.learning_rate:
+        raise UserError(
+            f"hidden.project is {chosen.hidden.project!r}, a matrix to be learned, but train.learning_rate is 0, which "
+            "freezes it with the student; choose 'gather' or 'none', or give it a rate"
+        )
+    _check_dimchop(run)
 
 
 def _check_dimchop(run: Run) -> None:
@@ -223,6 +222,8 @@ def _check_dimchop(run: Run) -> None:
                 "train.steps_before_chop: with dimchop.mode 'matrix' nothing is chopped; "
                 "give ordinary steps as dimchop.start, and 0 here"
             )
+        if run.settings.hidden.learned:
+            raise UserError("dimchop.mode 'matrix' masks no projections; set hidden.project to 'gather' or 'none'")
     else:
         field, steps = "train.steps_before_chop", train.steps_before_chop
         widths = axes_to_score(wanted, run.source.config.sizes)

@@ -234,9 +234,9 @@ class Run:
         shardings = param_shardings(checkpoint.config, self.mesh, self.fallbacks)
         return load_params(checkpoint, shardings, dtype or self.compute_dtype)
 
-    def load_teacher(self) -> dict[str, Any]:
-        """The teacher's parameters on the mesh, in the compute dtype, with the student's words alone."""
-        params, cut = flatten(self.load(self.teacher)), self._teacher_cut
+    def load_teacher(self, dtype: jnp.dtype | None = None) -> dict[str, Any]:
+        """The teacher's parameters on the mesh, in the compute dtype or another, with the student's words alone."""
+        params, cut = flatten(self.load(self.teacher, dtype)), self._teacher_cut
         if cut.kept:
             self.check_mesh(self.teacher_config)
             shardings = flatten(param_shardings(self.teacher_config, self.mesh, self.fallbacks))

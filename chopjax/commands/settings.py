@@ -17,14 +17,17 @@ from chopjax import checks, files
 from chopjax.chop.config import PlanConfig
 from chopjax.chop.dimchop_config import DimChopConfig
 from chopjax.data.config import DataConfig
+from chopjax.distill.cache_config import CacheConfig
 from chopjax.distill.config import LossConfig
+from chopjax.distill.hidden_config import HiddenConfig
+from chopjax.distill.on_policy_config import OnPolicyConfig
 from chopjax.errors import UserError
 from chopjax.evaluate.config import EvaluateConfig
 from chopjax.hf.config import ExportConfig
 from chopjax.score.config import ScoreConfig
 from chopjax.search.config import SearchConfig
 from chopjax.sharding.rules import MeshConfig
-from chopjax.train.config import OptimizerConfig, TrainConfig
+from chopjax.train.config import CorrectionConfig, OptimizerConfig, TrainConfig
 
 # Fields that say how a run is watched, laid out or kept, and cannot change what it learns beyond the order of sums.
 WITHOUT_EFFECT = frozenset(
@@ -67,6 +70,10 @@ class Settings:
     search: SearchConfig = SearchConfig()
     dimchop: DimChopConfig = DimChopConfig()
     loss: LossConfig = LossConfig()
+    hidden: HiddenConfig = HiddenConfig()
+    cache: CacheConfig = CacheConfig()
+    correction: CorrectionConfig = CorrectionConfig()
+    on_policy: OnPolicyConfig = OnPolicyConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

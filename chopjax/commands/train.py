@@ -5,7 +5,7 @@ Each stage is skipped where the workdir holds what it would make, so a run that 
 
 import time
 
-from chopjax.commands import chop, evaluate, export, heal, plan, prepare_data, report, rounds, score, verify
+from chopjax.commands import chop, correct, evaluate, export, heal, plan, prepare_data, report, rounds, score, verify
 from chopjax.commands.run import Run
 from chopjax.commands.settings import Settings
 from chopjax.data.checks import check_length
@@ -28,6 +28,7 @@ def flow(chosen: Settings) -> None:
     prepare_data.describe(run)
     plan.make(run)
     chop.make(run)
+    correct.make(run)
     heal.make(run)
     export.make(run)
     verify.make(run)

@@ -1,7 +1,5 @@
 """Plans tried without being carried out: as masks on the uncut model, with its weights and one compilation for all."""
 
-import math
-
 import jax
 import numpy as np
 
@@ -32,8 +30,8 @@ class Trials:
     Args:
         run: the run, whose `plan.metric` is measured.
         params: the source's parameters; loaded if None.
-        fresh: whether plans are tried on the calibration rows that no loss was measured on before, where there are as
-            many of them: on its own rows a criterion that minimises a loss looks better than it is.
+        fresh: whether plans are tried on as many further rows of the text, which nothing was scored on: on its own
+            rows a criterion looks better than it is. Where the text has no more, on all calibration rows.
     """
 
     def __init__(self, run: Run, params: Params | None = None, fresh: bool = False) -> None:
@@ -76,5 +74,5 @@ def _batches(run: Run, fresh: bool) -> list[calibration.Batch]:
     chosen = run.settings.score
     if not fresh:
         return list(calibration.calibration(run, chosen.rows_for_losses))
-    batches, seen = list(calibration.calibration(run)), math.ceil(chosen.rows_for_losses / chosen.batch)
-    return batches[seen:] if len(batches) >= 2 * seen else batches
+    further = calibration.rows_read(run, start=chosen.rows) >= chosen.batch
+    return list(calibration.calibration(run, start=chosen.rows if further else 0))

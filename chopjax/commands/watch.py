@@ -1,16 +1,16 @@
 """What happens after training steps: lines of metrics, evaluations on held-out rows, checkpoints."""
 
-import dataclasses
+import pathlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from chopjax.chop.dimchop import DimChop
+from chopjax.commands import cache_teacher
+from chopjax.commands.phase import Phase
 from chopjax.commands.run import Run
 from chopjax.data.batches import Batches, one_pass
-from chopjax.distill.config import LossConfig
+from chopjax.distill.objective import PROJECTIONS, Metrics
 from chopjax.evaluate.perplexity import Evaluation, evaluate_rows
 from chopjax.models.block import Masks
 from chopjax.models.config import ModelConfig
@@ -21,29 +21,8 @@ from chopjax.train.loop import due, to_host
 from chopjax.train.metrics import MetricsWriter, Tracker
 from chopjax.train.mfu import utilisation
 from chopjax.train.progress import Progress
-from chopjax.train.step import Metrics, TrainState
+from chopjax.train.state import TrainState
 from chopjax.train.trackers import TensorBoard, WeightsAndBiases
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """Steps on a model of one shape.
-
-    Attributes:
-        folder: of its checkpoints, under the workdir.
-        config: the model.
-        loss: what is minimised.
-        until: steps of the whole run that are done when it ends.
-        begin: makes the state that it begins with, where no checkpoint of it exists.
-        dimchop: what masks dimensions meanwhile; None for nothing.
-    """
-
-    folder: str
-    config: ModelConfig
-    loss: LossConfig
-    until: int
-    begin: Callable[[], TrainState]
-    dimchop: DimChop | None = None
 
 
 class Watch:
@@ -63,9 +42,9 @@ class Watch:
     ) -> None:
         self._run, self._phase, self._checkpoints, self._batches = run, phase, checkpoints, batches
         self._teacher = teacher
-        self._metrics = MetricsWriter(
-            run.workdir, resumed_at=done, writer=run.writer, trackers=_trackers(run, done) if run.writer else ()
-        )
+        folder = run.workdir / phase.metrics
+        trackers = _trackers(run, folder, done) if run.writer else ()
+        self._metrics = MetricsWriter(folder, resumed_at=done, writer=run.writer, trackers=trackers)
         self._progress = Progress(phase.until, done, shown=run.writer)
         # The first rate holds the compilation too; a person wants to see that something goes on.
         self._clock, self._clocked = time.monotonic(), done
@@ -111,27 +90,42 @@ class Watch:
         params, masks = state.params, None
         if self._phase.dimchop is not None:
             params, masks = self._phase.dimchop.apply(params, state.opt_state)
-        found = heldout(self._run, self._phase.config, params, self._teacher, masks)
+        params = {name: part for name, part in params.items() if name != PROJECTIONS}
+        teacher = self._teacher
+        if state.teacher is not None:
+            teacher = jax.tree.map(lambda p: p.astype(self._run.compute_dtype), state.teacher.params)
+        cached = self._phase.teacher == "cached"
+        found = heldout(self._run, self._phase.config, params, teacher, masks, cached=cached)
         self._clock += time.monotonic() - began
         figures = {METRIC: found.nll, "heldout_perplexity": found.perplexity}
         return figures if found.kl is None else figures | {"heldout_kl": found.kl}
 
 
 def training_flops(run: Run, phase: Phase) -> float:
-    """FLOPs that training on one token takes: three forward passes of the student, one of the teacher."""
+    """FLOPs that training on one token takes: three forward passes of what learns, one of a teacher that does not."""
     length = run.student_data.length
-    teacher = flops_per_token(run.teacher_config, length) if phase.loss.kl else 0.0
+    passes = {"beside": 1, "learning": 3}.get(phase.teacher, 0)
+    teacher = passes * flops_per_token(run.teacher_config, length) if passes else 0.0
     return 3 * flops_per_token(phase.config, length) + teacher
 
 
 def heldout(
-    run: Run, config: ModelConfig, params: dict[str, Any], teacher: Any = None, masks: Masks | None = None
+    run: Run,
+    config: ModelConfig,
+    params: dict[str, Any],
+    teacher: Any = None,
+    masks: Masks | None = None,
+    cached: bool = False,
 ) -> Evaluation:
-    """Perplexity on the held-out rows, and KL to the teacher where there is one; masks are of `params` alone."""
+    """Perplexity on the held-out rows, and KL to the teacher where there is one; masks are of `params` alone.
+
+    With `cached`, the KL is to what was kept of the teacher's distributions.
+    """
     chosen = run.settings.evaluate
     params = jax.tree.map(lambda p: p.astype(run.compute_dtype), params)
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    batches = one_pass(list(run.student_data.heldout().values()), chosen.batch, limit=chosen.rows, **share)
+    rows = cache_teacher.heldout(run) if cached else run.student_data.heldout()
+    batches = one_pass(list(rows.values()), chosen.batch, limit=chosen.rows, **share)
     return evaluate_rows(
         config,
         params,
@@ -144,9 +138,9 @@ def heldout(
     )
 
 
-def _trackers(run: Run, done: int) -> list[Tracker]:
+def _trackers(run: Run, folder: pathlib.Path, done: int) -> list[Tracker]:
     chosen = run.settings.train
-    trackers: list[Tracker] = [TensorBoard(run.workdir, done)] if chosen.tensorboard else []
+    trackers: list[Tracker] = [TensorBoard(folder, done)] if chosen.tensorboard else []
     if chosen.wandb:
-        trackers.append(WeightsAndBiases(chosen.wandb, run.workdir, run.settings.dotted()))
+        trackers.append(WeightsAndBiases(chosen.wandb, folder, run.settings.dotted()))
     return trackers

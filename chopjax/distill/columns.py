@@ -68,7 +68,8 @@ class Columns:
         top = jax.lax.top_k(values, min(k, self.width))[0]
         if self.axes:
             top = jax.lax.all_gather(top, self.axes, axis=1, tiled=True)
-        return jax.lax.top_k(top, min(k, top.shape[1]))[0][:, -1:]
+        # Not [:, -1:], for which XLA's CPU compiler sorts all columns.
+        return jnp.min(jax.lax.top_k(top, min(k, top.shape[1]))[0], axis=-1, keepdims=True)
 
     def _mine(self, ids: Array) -> tuple[Bool[Array, "token k"], Int[Array, "token k"]]:
         place = ids - self.start

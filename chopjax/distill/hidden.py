@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from chopjax.distill.hidden_config import LAYER_TERMS, HiddenConfig
 from chopjax.distill.matching import Matching
 from chopjax.distill.relations import relation_divergence
-from chopjax.models.block import Constrain, unpinned
+from chopjax.models.block import unpinned
 from chopjax.models.decoder import Output
 
 # Rows of the embedding tables that are compared at one time.
@@ -36,8 +36,7 @@ def hidden_sums(
     tables: Tables | None = None,
     *,
     vocab_tokens: int | None = None,
-    shards: int = 1,
-    constrain: Constrain = unpinned,
+    constrain: Any = unpinned,
 ) -> dict[str, Float[Array, ""]]:
     """Each term that has a weight, before that weight: summed over pairs of layers and, weighted, over tokens.
 
@@ -54,7 +53,6 @@ def hidden_sums(
         projections: what lies under `projections` in the student's parameters.
         tables: the two embedding tables, for the term `embedding_table`; row i of both is the same word.
         vocab_tokens: rows of the tables that are words; by default all that both have.
-        shards: parts in which the mesh holds the batch axis.
         constrain: pins activations to the mesh.
     """
     teacher = jax.lax.stop_gradient(teacher)
@@ -74,7 +72,7 @@ def hidden_sums(
             rows = vocab_tokens or min(tables[0].shape[0], tables[1].shape[0])
             cut = tables[0][:rows], jax.lax.stop_gradient(tables[1])[:rows]
             kernel = _kernel(matching, term, kernels)
-            sums[term] = _tables_sum(matching, *cut, kernel, shards, constrain) * jnp.sum(weights)
+            sums[term] = _tables_sum(matching, *cut, kernel, constrain) * jnp.sum(weights)
     return sums
 
 
@@ -231,11 +229,11 @@ def _tables_sum(
     student: Float[Array, "vocab embed"],
     teacher: Float[Array, "vocab teacher_embed"],
     kernel: Array | None,
-    shards: int,
-    constrain: Constrain,
+    constrain: Any,
 ) -> Float[Array, ""]:
     """Σ (E_t − E_s W)² in chunks of rows, which the devices share evenly; rows added to fill up count 0."""
     vocab = student.shape[0]
+    shards = constrain.size(constrain.parts("batch"))
     rows = -(-min(TABLE_ROWS, vocab) // shards) * shards
     chunks = -(-vocab // rows)
 

@@ -147,7 +147,7 @@ def continued(
     """Draws `new_tokens` tokens after each row, or fewer if all rows have ended before; to be called under `jax.jit`.
 
     One pass over the prompts fills the cache, then a loop adds a token to all rows at a time. What follows an `eos`, or
-    stands in a row that had ended, is meaningless.
+    stands in a row that had ended, is meaningless. Of the rope rules `dynamic` and `longrope` see `generate`.
 
     Args:
         config: the architecture of `params`.

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from chopjax.data.labels import next_token_labels
 from chopjax.distill.losses import LossConfig, chunked_loss
+from chopjax.distill.targets import of_batch
 from chopjax.errors import UserError
 from chopjax.models.block import Constrain, Masks, unpinned
 from chopjax.models.config import ModelConfig
@@ -117,9 +118,7 @@ def rolling_perplexity(
     if window > config.positions and config.rope.kind != "dynamic":
         raise UserError(f"evaluate.window is {window}, but the model has only {config.positions} positions")
     windows = rolling_windows(np.asarray(tokens, np.int32), window, stride, targets)
-    sums = functools.partial(
-        batch_sums, config, params, chunk=chunk, vocab_tokens=vocab_tokens, constrain=constrain
-    )
+    sums = functools.partial(batch_sums, config, params, chunk=chunk, vocab_tokens=vocab_tokens, constrain=constrain)
     return _evaluation(map(sums, _stacked(windows, batch)))
 
 
@@ -173,9 +172,7 @@ def _stacked(windows: Iterator[dict[str, np.ndarray]], batch: int) -> Iterator[B
         yield {name: np.stack([row[name] for row in group]) for name in group[0]}
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "teacher_config", "chunk", "vocab_tokens", "constrain")
-)
+@functools.partial(jax.jit, static_argnames=("config", "teacher_config", "chunk", "vocab_tokens", "constrain"))
 def batch_sums(
     config: ModelConfig,
     params: Params,
@@ -206,7 +203,7 @@ def batch_sums(
         output = forward(config, params, batch["tokens"], *places, masks=masks, constrain=constrain)
         return output.hidden, unembedding(config, params)
 
-    teacher = run(teacher_config, teacher_params) if teacher_config and teacher_params else None
+    teacher = run(teacher_config, teacher_params) if teacher_config and teacher_params else of_batch(batch)
     loss = LossConfig(next_token=1.0, kl=float(teacher is not None), chunk=chunk)
     _, parts = chunked_loss(
         loss,

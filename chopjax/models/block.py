@@ -98,9 +98,9 @@ class Attention(nnx.Module):
         constrain: Constrain,
     ) -> tuple[Float[Array, "batch length kv_heads q_per_kv head_dim"], KeysValues | None, dict[str, Array]]:
         """What each head adds before the output projection; the cache with the new keys and values; q, k and v."""
-        q = constrain(self.q(x), QUERIES)
-        k = constrain(self.k(x), KEYS)
-        v = constrain(self.v(x), KEYS)
+        q = constrain(self.q(x, constrain), QUERIES)
+        k = constrain(self.k(x, constrain), KEYS)
+        v = constrain(self.v(x, constrain), KEYS)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, tokens.cos, tokens.sin), rotate(k, tokens.cos, tokens.sin)
@@ -155,12 +155,12 @@ class Block(nnx.Module):
         for name in ("kv_heads", "q_per_kv"):
             heads = masked(heads, masks.get(name), trailing=1 + (name == "kv_heads"))
         a["heads"] = constrain(heads, QUERIES)
-        x = x + self._write(self.attention.o(a["heads"]), masks)
+        x = x + self._write(self.attention.o(a["heads"], constrain), masks)
         a["mlp_norm"] = self.mlp_norm(x, masks.get("embed"))
         a["mlp_hidden"] = constrain(
-            masked(self.mlp.hidden(a["mlp_norm"]), masks.get("mlp")), ("batch", "length", "mlp")
+            masked(self.mlp.hidden(a["mlp_norm"], constrain), masks.get("mlp")), ("batch", "length", "mlp")
         )
-        a["block_output"] = constrain(x + self._write(self.mlp.down(a["mlp_hidden"]), masks), RESIDUAL)
+        a["block_output"] = constrain(x + self._write(self.mlp.down(a["mlp_hidden"], constrain), masks), RESIDUAL)
         return a, cache
 
     def _write(self, delta: Float[Array, "batch length embed"], masks: Masks) -> Float[Array, "batch length embed"]:

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from chopjax.axes import unflatten
+from chopjax.axes import Leaf, Sizes, unflatten
 from chopjax.errors import UserError
 from chopjax.models.attention import Places, attention
 from chopjax.models.config import ModelConfig
@@ -62,9 +62,20 @@ def param_shardings(config: ModelConfig, mesh: Mesh | AbstractMesh, fallbacks: S
     Raises:
         UserError: a size does not divide and no fallback is permitted.
     """
+    return leaf_shardings(declare(config), config.sizes, mesh, fallbacks)
+
+
+def leaf_shardings(
+    leaves: Mapping[str, Leaf], sizes: Sizes, mesh: Mesh | AbstractMesh, fallbacks: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The sharding of every declared parameter, path → declaration, as a nested dict.
+
+    Raises:
+        UserError: a size does not divide and no fallback is permitted.
+    """
     shardings = {}
-    for path, leaf in declare(config).items():
-        shardings[path] = NamedSharding(mesh, spec(leaf.axes, leaf.shape(config.sizes), mesh.shape, fallbacks, path))
+    for path, leaf in leaves.items():
+        shardings[path] = NamedSharding(mesh, spec(leaf.axes, leaf.shape(sizes), mesh.shape, fallbacks, path))
     return unflatten(shardings)
 
 
@@ -169,7 +180,7 @@ class Constrain:
 
         Args:
             function: what each device does.
-            inputs: for each argument the names of its axes, the leading ones at least; a tree's hold for all its arrays.
+            inputs: for each argument the names of its axes, the leading ones; a tree's hold for all its arrays.
             outputs: likewise for what it returns.
         """
 

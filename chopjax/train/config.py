@@ -58,6 +58,31 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CorrectionConfig:
+    """Teacher correction: the teacher learns from the text that it is to teach on (Minitron in practice, arXiv
+    2408.11796, section 2).
+
+    Attributes:
+        mode: `before` the student's training, in steps of its own; or `alongside`, from each batch that the student
+            learns from too, in the same forward pass.
+        steps: steps `before`.
+        learning_rate: the peak; the schedule is otherwise that of `train`. The paper took a fifth of the rate that the
+            teacher was trained with.
+        warmup_steps: steps of the linear rise.
+    """
+
+    mode: Literal["off", "before", "alongside"] = "off"
+    steps: int = 100
+    learning_rate: float = 2e-5
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        checks.choices(self, "correction")
+        checks.at_least(self, "correction", 1, "steps")
+        checks.at_least(self, "correction", 0, "learning_rate", "warmup_steps")
+
+
+@dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
     """A learning rate for each step from 0.
 

@@ -8,11 +8,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from chopjax.data.rows import Batch
+from chopjax.distill.objective import Metrics, Params
 from chopjax.sharding.mesh import place_batch
-from chopjax.train.step import Metrics, Params, TrainState
+from chopjax.train.state import TrainState
 
 Step = Callable[[TrainState, Params | None, Any], tuple[TrainState, Metrics]]
 After = Callable[[int, TrainState, Metrics], None]
+Before = Callable[[int, TrainState, dict[str, Any]], dict[str, Any]]
+
+
+def unchanged(done: int, state: TrainState, batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch as it is."""
+    return batch
 
 
 def train(
@@ -23,6 +30,7 @@ def train(
     mesh: Mesh,
     until: int,
     after: After,
+    before: Before = unchanged,
 ) -> TrainState:
     """Takes steps until `until` of them are done, counted from the run's start.
 
@@ -35,10 +43,12 @@ def train(
         until: number of steps done when it returns.
         after: called with the number of steps done, the new state and its metrics, which are still on the devices:
             reading them waits for the step, so it is best done seldom.
+        before: called with the number of steps done, the state and the batch on the mesh; gives the batch to learn
+            from.
     """
     done = int(state.step)
     while done < until:
-        batch = place_batch(mesh, next(batches))
+        batch = before(done, state, place_batch(mesh, next(batches)))
         # What moves between host and devices in here is a mistake, and would stall every step.
         with jax.transfer_guard("disallow"):
             state, metrics = step(state, teacher, batch)

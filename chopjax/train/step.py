@@ -2,62 +2,47 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from chopjax.chop.dimchop import DimChop, kept_share
-from chopjax.data.labels import next_token_labels
-from chopjax.distill.losses import LossConfig, chunked_loss
+from chopjax.distill.config import LossConfig
+from chopjax.distill.losses import refuse_missing
+from chopjax.distill.objective import Batch, Metrics, Models, Params, batch_sums
+from chopjax.distill.schedules import scalars
 from chopjax.errors import UserError
 from chopjax.models import decoder
-from chopjax.models.block import Masks, unpinned
-from chopjax.models.config import ModelConfig
-from chopjax.sharding.mesh import Constrain, batch_sharding, param_shardings, replicated
-from chopjax.train import optimizers
+from chopjax.sharding.mesh import batch_sharding, replicated
 from chopjax.train.schedules import Schedule
+from chopjax.train.state import TeacherState, TrainState
 
-Batch = Mapping[str, Int[Array, "batch length"]]
-"""`tokens`, `segment_ids` (0 is padding) and `positions` of packed rows."""
-Params = dict[str, Any]
-Metrics = dict[str, Float[Array, ""]]
 ComputeDtype = Literal["float32", "bfloat16"]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """All that a step changes; or the shardings, or the shapes, of all of it.
-
-    Attributes:
-        step: number of steps done, int32.
-        params: float32 master parameters, nested dict.
-        opt_state: the optimizer's state.
-    """
-
-    step: Any
-    params: Any
-    opt_state: Any
+Update = tuple[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """How a step is computed; none of it changes what is computed, up to rounding.
+    """How a step is computed. Of these, `steps` and `cached` alone change what is computed, beyond rounding.
 
     Attributes:
         accumulate: micro-batches that a batch is worked through in.
         compute_dtype: dtype of activations and matrix products of the student.
         remat: which activations the backward pass makes again (`models.decoder.REMAT`).
+        steps: steps of the run, over which schedules of the loss go.
+        cached: whether batches bring what was kept of the teacher's distributions.
     """
 
     accumulate: int = 1
     compute_dtype: ComputeDtype = "bfloat16"
     remat: str = "none"
+    steps: int = 1
+    cached: bool = False
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:
@@ -70,29 +55,6 @@ class StepConfig:
                 raise UserError(f"train.{name} is {value!r}; give one of {', '.join(known)}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Models:
-    """The student's and the teacher's architecture, and what they share.
-
-    Attributes:
-        student: the model that is trained.
-        teacher: the model that it learns from; None for none.
-        vocab_tokens: tokens of the tokenizer, where vocabularies are padded (see `distill.losses.chunked_loss`).
-        constrain: pins activations to a mesh; None on one device.
-    """
-
-    student: ModelConfig
-    teacher: ModelConfig | None = None
-    vocab_tokens: int | None = None
-    constrain: Constrain | None = None
-
-
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; `params` become float32 masters."""
-    masters = _cast(params, jnp.float32)
-    return TrainState(jnp.zeros((), jnp.int32), masters, optimizer.init(masters))
-
-
 def make_step(
     models: Models,
     loss: LossConfig,
@@ -100,62 +62,64 @@ def make_step(
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
     dimchop: DimChop | None = None,
+    teacher_optimizer: optax.GradientTransformation | None = None,
 ) -> Callable[[TrainState, Params | None, Batch], tuple[TrainState, Metrics]]:
     """The training step, a pure function (state, teacher_params, batch) → (state, metrics).
 
     The loss is the sum over all tokens that predict, divided by their number, whatever the number of micro-batches;
     gradients of micro-batches are summed in float32. The masters are cast to the compute dtype once a step. The
-    teacher runs in the dtype that its parameters have, and only where the loss has a KL term.
+    teacher runs in the dtype that its parameters have, and only where a loss compares with it.
 
-    Metrics, float32 scalars: `loss`; `next_token`, `z_loss` and `kl` a token, before their weights; `tokens` that
-    predict; `grad_norm` before clipping; `param_norm` after the update; `learning_rate` of this step; under DimCHOP
-    `kept_share`, of all dimensions those not masked in this step.
+    Metrics, float32 scalars: `loss`; its parts a token, before their weights (`next_token`, `z_loss`, `kl`, ...,
+    `hidden/TERM`, and `alpha`); `tokens` that predict; `grad_norm` before clipping; `param_norm` after the update;
+    `learning_rate` of this step; under DimCHOP `kept_share`, of all dimensions those not masked in this step.
 
     With `dimchop`, the optimizer is what its `watching` returned. The gradient is taken at the masked parameters and
     applied to the whole ones, so what is masked goes on learning.
 
-    Raises:
-        UserError: a KL term without a teacher.
-    """
-    if loss.kl and models.teacher is None:
-        raise UserError(f"loss.kl is {loss.kl} but there is no teacher; set loss.kl=0 or name a teacher")
-    uses_teacher = bool(loss.kl)
+    With `teacher_optimizer`, the teacher is that of the state and learns from the next tokens in the same passes.
 
-    def sums(masks: Masks | None, params: Params, teacher: Params | None, micro: Batch) -> tuple[Array, Metrics]:
-        return _sums(models, loss, config.remat, masks, params, teacher if uses_teacher else None, micro)
+    Raises:
+        UserError: a term without the teacher that it needs.
+    """
+    uses_teacher = bool(loss.teacher_terms and not config.cached) or models.hidden
+    refuse_missing(loss, "kept" if config.cached else "none" if models.teacher is None else "whole")
+    dtype = jnp.dtype(config.compute_dtype)
+    correct = teacher_optimizer is not None
 
     def step(state: TrainState, teacher: Params | None, batch: Batch) -> tuple[TrainState, Metrics]:
-        params = _cast(state.params, jnp.dtype(config.compute_dtype))
-        masks = None
+        params, masks = _cast(state.params, dtype), None
         if dimchop is not None:
             params, masks = dimchop.apply(params, state.opt_state)
-        gradients, total = _accumulate(functools.partial(sums, masks), config.accumulate, params, teacher, batch)
+        if state.teacher is not None:
+            teacher = _cast(state.teacher.params, dtype)
+        objective = functools.partial(batch_sums, remat=config.remat, masks=masks, correct=correct)
+        now = scalars(loss, state.step, config.steps)
+
+        def sums(learning: tuple[Params, Params | None], micro: Batch) -> tuple[Array, Metrics]:
+            own = learning[1] if correct else jax.lax.stop_gradient(teacher) if uses_teacher else None
+            return objective(models, loss, now, learning[0], own, micro)
+
+        gradients, total = _accumulate(sums, config.accumulate, (params, teacher if correct else None), batch)
         tokens = total.pop("tokens")
         count = jnp.maximum(tokens, 1.0)
         gradients = jax.tree.map(lambda gradient: gradient / count, gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        new_params = optax.apply_updates(state.params, updates)
+        new_params, opt_state = _updated(optimizer, gradients[0], state.params, state.opt_state)
         metrics = {name: value / count for name, value in total.items()} | {
             "tokens": tokens,
-            "grad_norm": optax.tree.norm(gradients),
+            "grad_norm": optax.tree.norm(gradients[0]),
             "param_norm": optax.tree.norm(new_params),
             "learning_rate": schedule(state.step),
         }
         if dimchop is not None:
             metrics["kept_share"] = kept_share(state.opt_state[0])
-        return TrainState(state.step + 1, new_params, opt_state), metrics
+        learnt = None
+        if teacher_optimizer is not None and state.teacher is not None:
+            own_state = state.teacher.params, state.teacher.opt_state
+            learnt = TeacherState(*_updated(teacher_optimizer, gradients[1], *own_state))
+        return TrainState(state.step + 1, new_params, opt_state, learnt), metrics
 
     return step
-
-
-def state_shardings(
-    model: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, fallbacks: Sequence[str] = ()
-) -> TrainState:
-    """A `TrainState` of shardings: parameters by the rules, the optimizer's state like its parameters."""
-    params = param_shardings(model, mesh, fallbacks)
-    whole = replicated(mesh)
-    opt_state = optimizers.state_shardings(optimizer, decoder.abstract_params(model), params, whole)
-    return TrainState(whole, params, opt_state)
 
 
 def compile_step(
@@ -168,7 +132,7 @@ def compile_step(
 
     Args:
         step: what `make_step` returned, its activations pinned to the same mesh.
-        shardings: of the state, as from `state_shardings`.
+        shardings: of the state, as from `state.state_shardings`.
         teacher_shardings: of the teacher's parameters; None without a teacher.
         mesh: the mesh, over which the rows of a batch are spread.
     """
@@ -180,50 +144,18 @@ def compile_step(
     )
 
 
-def _sums(
-    models: Models,
-    loss: LossConfig,
-    remat: str,
-    masks: Masks | None,
-    params: Params,
-    teacher: Params | None,
-    batch: Batch,
-) -> tuple[Array, Metrics]:
-    """The total loss of a micro-batch, and sums for reports: `loss`, its parts, and `tokens`."""
-    labels, weights = next_token_labels(batch["tokens"], batch["segment_ids"])
-    pin = models.constrain or unpinned
-
-    def outputs(config: ModelConfig, params: Params, remat: str, masks: Masks | None = None) -> tuple[Array, Array]:
-        inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
-        hidden = decoder.forward(config, params, *inputs, masks=masks, remat=remat, constrain=pin).hidden
-        return hidden, decoder.unembedding(config, params)
-
-    targets: tuple[Array, Array] | None = None
-    if models.teacher is not None and teacher is not None:
-        targets = outputs(models.teacher, jax.lax.stop_gradient(teacher), "none")
-    total, parts = chunked_loss(
-        loss,
-        *outputs(models.student, params, remat, masks),
-        labels,
-        weights,
-        targets,
-        vocab_tokens=models.vocab_tokens,
-        constrain=pin,
-    )
-    return total, {"loss": jax.lax.stop_gradient(total), "tokens": jnp.sum(weights), **parts}
+def _updated(optimizer: optax.GradientTransformation, gradients: Params, params: Params, opt_state: Any) -> Update:
+    updates, opt_state = optimizer.update(gradients, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
 
 
 def _accumulate(
-    sums: Callable[[Params, Params | None, Batch], tuple[Array, Metrics]],
-    accumulate: int,
-    params: Params,
-    teacher: Params | None,
-    batch: Batch,
-) -> tuple[Params, Metrics]:
+    sums: Callable[[Any, Batch], tuple[Array, Metrics]], accumulate: int, learning: Any, batch: Batch
+) -> tuple[Any, Metrics]:
     """Float32 gradients and sums of a batch, micro-batch by micro-batch."""
 
-    def one(micro: Batch) -> tuple[Params, Metrics]:
-        gradients, total = jax.grad(sums, has_aux=True)(params, teacher, micro)
+    def one(micro: Batch) -> tuple[Any, Metrics]:
+        gradients, total = jax.grad(sums, has_aux=True)(learning, micro)
         return _cast(gradients, jnp.float32), total
 
     if accumulate == 1:

@@ -18,6 +18,7 @@ from chopjax.chop.config import PlanConfig
 from chopjax.chop.dimchop import DimChop, kept_count, top_mask
 from chopjax.chop.dimchop_config import DimChopConfig
 from chopjax.distill.config import LossConfig
+from chopjax.distill.objective import Models
 from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import forward
@@ -28,7 +29,8 @@ from chopjax.sharding.mesh import Constrain, make_mesh, place_batch
 from chopjax.sharding.rules import MeshConfig
 from chopjax.train.config import OptimizerConfig, ScheduleConfig
 from chopjax.train.optimizers import build
-from chopjax.train.step import Models, StepConfig, TrainState, compile_step, init_state, make_step, state_shardings
+from chopjax.train.state import TrainState, init_state, state_shardings, trained
+from chopjax.train.step import StepConfig, compile_step, make_step
 
 MODEL = ModelConfig(
     layers=2, embed=24, kv_heads=4, q_per_kv=3, head_dim=4, mlp=20, vocab=40, positions=16, qkv_bias=True
@@ -159,7 +161,7 @@ def train(dimchop: DimChop, shape: tuple[int, int, int], steps: int, begin=lambd
     rule = dimchop.watching(build(OptimizerConfig(schedule=ScheduleConfig("constant", 3e-3)), declare(MODEL)))
     loss, how = LossConfig(1.0, kl=0.0, chunk=32), StepConfig(2, "float32")
     step = make_step(Models(MODEL, constrain=Constrain(mesh)), loss, how, rule, lambda _: jnp.float32(0), dimchop)
-    shardings = state_shardings(MODEL, rule, mesh)
+    shardings = state_shardings(trained(MODEL, rule), mesh)
     state = jax.device_put(begin(init_state(random_params(MODEL, scale=0.3), rule)), shardings)
     compiled = compile_step(step, shardings, None, mesh).lower(state, None, place_batch(mesh, batch(0)))
     compiled = compiled.compile(compiler_options=FAST)

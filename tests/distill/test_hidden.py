@@ -192,7 +192,7 @@ def test_a_mesh_changes_nothing() -> None:
     def total(constrain, student, kernels):
         outputs = output(student, matching.student_keep), output(teacher, matching.teacher_keep)
         tables = student["table"], teacher["table"]
-        options = {} if constrain is None else {"constrain": constrain, "shards": 2}
+        options = {} if constrain is None else {"constrain": constrain}
         segments = jnp.asarray(SEGMENTS)
         return sum(hidden_sums(matching, *outputs, jnp.asarray(WEIGHTS), segments, kernels, tables, **options).values())
 

@@ -117,7 +117,7 @@ def test_same_on_a_mesh() -> None:
     v = params["layers"]["attention"]["v"]
     v["kernel"] = jax.device_put(v["kernel"], jax.NamedSharding(mesh, jax.P(None, None, None, "tensor")))
     placed = {name: jax.device_put(value, split) for name, value in batch.items()}
-    found = evaluate_rows(CONFIG, params, [placed], shards=4, constrain=constrain)
+    found = evaluate_rows(CONFIG, params, [placed], constrain=constrain)
     assert found.nll == pytest.approx(evaluate_rows(CONFIG, PARAMS, [batch]).nll, rel=1e-6)
 
 

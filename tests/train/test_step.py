@@ -10,24 +10,19 @@ import optax
 import pytest
 
 from chopjax.axes import flatten
-from chopjax.distill.losses import LossConfig
+from chopjax.distill.config import LossConfig
+from chopjax.distill.objective import Models
 from chopjax.errors import UserError
 from chopjax.models import decoder
+from chopjax.models.block import unpinned
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import declare
 from chopjax.sharding.mesh import Constrain, make_mesh, param_shardings, replicated
 from chopjax.sharding.rules import MeshConfig
 from chopjax.train.optimizers import OptimizerConfig, build
 from chopjax.train.schedules import ScheduleConfig, make_schedule
-from chopjax.train.step import (
-    Models,
-    StepConfig,
-    TrainState,
-    compile_step,
-    init_state,
-    make_step,
-    state_shardings,
-)
+from chopjax.train.state import TrainState, init_state, state_shardings, trained
+from chopjax.train.step import StepConfig, compile_step, make_step
 
 # Heads as in SmolLM2: 9 query heads on 3 key/value heads, which no mesh axis of 2 divides.
 STUDENT = ModelConfig(
@@ -68,7 +63,7 @@ def params(config: ModelConfig) -> dict:
     )
 
 
-def models(pin=None) -> Models:
+def models(pin=unpinned) -> Models:
     return Models(STUDENT, TEACHER, vocab_tokens=STUDENT.vocab - 5, constrain=pin)
 
 
@@ -81,7 +76,7 @@ def run(shape: tuple[int, int, int], steps: int, rows: int = 16) -> tuple[np.nda
     mesh = make_mesh(config, jax.devices()[: int(np.prod(shape))])
     rule = optimizer()
     step = make_step(models(Constrain(mesh, FALLBACKS)), LOSS, FLOAT32, rule, make_schedule(SCHEDULE))
-    shardings = state_shardings(STUDENT, rule, mesh, FALLBACKS)
+    shardings = state_shardings(trained(STUDENT, rule), mesh, FALLBACKS)
     teacher_shardings = param_shardings(TEACHER, mesh, FALLBACKS)
     # The step donates its state, and so must not be given the cached arrays themselves.
     state = jax.device_put(jax.tree.map(jnp.copy, init_state(params(STUDENT), rule)), shardings)
@@ -220,7 +215,11 @@ def test_vocabulary_and_batch_are_not_moved_between_devices_in_each_chunk() -> N
     step = make_step(Models(student, constrain=Constrain(mesh)), loss, FLOAT32, rule, make_schedule(SCHEDULE))
     state = jax.eval_shape(lambda x: init_state(x, rule), decoder.abstract_params(student))
     inputs = dict.fromkeys(INPUTS, jax.ShapeDtypeStruct((rows, length), jnp.int32))
-    compiled = compile_step(step, state_shardings(student, rule, mesh), None, mesh).lower(state, None, inputs).compile()
+    compiled = (
+        compile_step(step, state_shardings(trained(student, rule), mesh), None, mesh)
+        .lower(state, None, inputs)
+        .compile()
+    )
     outside, inside = (collectives(compiled.as_text(), inside_loops) for inside_loops in (False, True))
     # Each device keeps its share of the vocabulary, 328 / 4 columns, whose gradient is summed over copies once.
     assert any("24,82]" in kind for kind in outside) and not any("24,82]" in kind for kind in inside)
@@ -241,5 +240,5 @@ def test_refusals() -> None:
         StepConfig(compute_dtype="float16")
     mesh = make_mesh(MeshConfig(tensor=2))
     with pytest.raises(UserError, match="kv_heads of size 3"):
-        state_shardings(STUDENT, optimizer(), mesh)
+        state_shardings(trained(STUDENT, optimizer()), mesh)
     assert replicated(mesh).is_fully_replicated

@@ -1,0 +1,66 @@
+"""Teacher correction before the student's training: the teacher learns from the text that it is to teach on."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from chopjax.commands import training
+from chopjax.commands.phase import Phase
+from chopjax.commands.run import Run
+from chopjax.commands.stages import Stage
+from chopjax.distill.config import LossConfig
+from chopjax.train.state import TrainState, init_state, state_shardings
+
+CHECKPOINTS, METRICS = "checkpoints_teacher", "teacher"
+STAGE = Stage("correct", (CHECKPOINTS, METRICS), resumable=True)
+
+
+def make(run: Run) -> None:
+    """Trains the teacher and leaves its checkpoints, where the settings ask for that.
+
+    Raises:
+        UserError: the workdir holds a run that began otherwise.
+    """
+    if run.settings.correction.mode == "before":
+        run.stage(STAGE, _identity(run), functools.partial(_work, run))
+
+
+def corrected_teacher(run: Run) -> dict[str, Any]:
+    """The teacher's parameters after its steps, in the compute dtype."""
+    phase = _phase(run)
+    with training.checkpoints(run, phase, _identity(run)) as checkpoints:
+        restored = checkpoints.restore(training.abstract(run, phase))
+    assert restored is not None, "the correct stage ended without a checkpoint"
+    cast = jax.jit(lambda params: jax.tree.map(lambda p: p.astype(run.compute_dtype), params))
+    return cast(restored.state.params)
+
+
+def _work(run: Run) -> None:
+    training.train_phase(run, _phase(run), _identity(run))
+
+
+def _phase(run: Run) -> Phase:
+    steps = run.settings.correction.steps
+    optimizer = training.correction_optimizer(run, steps)
+    loss = LossConfig(next_token=1.0, kl=0.0, chunk=run.settings.loss.chunk)
+    config = run.teacher_config
+    return Phase(CHECKPOINTS, config, loss, steps, functools.partial(_fresh, run), optimizer, metrics=METRICS)
+
+
+def _fresh(run: Run) -> TrainState:
+    phase = _phase(run)
+    teacher = training.of_student(run, phase.config, phase.optimizer)
+    shardings = state_shardings(teacher, run.mesh, run.fallbacks)
+    start = functools.partial(init_state, optimizer=teacher.optimizer)
+    return jax.jit(start, out_shardings=shardings)(run.load_teacher(jnp.dtype(jnp.float32)))
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """All that decides what the teacher learns."""
+    found = run.settings.identity("seed", "optimizer", "correction", "data")
+    for name in ("batch", "accumulate", "compute_dtype"):
+        found[f"train.{name}"] = run.settings.dotted()[f"train.{name}"]
+    found |= {"teacher": run.teacher_print, "rows": [part.digest for part in run.student_data.parts]}
+    return found | ({"tokenizer": run.student_tokenizer.digest} if run.trimmed else {})

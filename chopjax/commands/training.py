@@ -1,0 +1,188 @@
+"""A phase of training, carried out: its state, its step, its batches, its checkpoints."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from chopjax.chop.dimchop import DimChop
+from chopjax.commands import cache_teacher
+from chopjax.commands.phase import Phase
+from chopjax.commands.run import Run
+from chopjax.commands.watch import Watch
+from chopjax.data.batches import Batches
+from chopjax.distill.matching import Matching
+from chopjax.distill.objective import PROJECTIONS, Models
+from chopjax.distill.projections import init_projections
+from chopjax.hf.checkpoint import Checkpoint
+from chopjax.models.config import ModelConfig
+from chopjax.train import on_policy, optimizers
+from chopjax.train.checkpoints import Checkpoints
+from chopjax.train.config import OptimizerConfig
+from chopjax.train.loop import Before, train, unchanged
+from chopjax.train.schedules import make_schedule
+from chopjax.train.state import Trained, TrainState, abstract_state, init_state, leaves_of, state_shardings, trained
+from chopjax.train.step import StepConfig, compile_step, make_step
+
+
+def train_phase(run: Run, phase: Phase, identity: Mapping[str, Any], teacher: Any = None) -> TrainState:
+    """Goes on from the phase's newest checkpoint, or begins it, and trains to its end.
+
+    Args:
+        run: the run.
+        phase: what is trained.
+        identity: all that decides what is learnt.
+        teacher: makes the parameters of a teacher beside the student; those of `run.load_teacher` by default.
+    """
+    run.check_mesh(phase.config)
+    with checkpoints(run, phase, identity) as saved:
+        restored = saved.restore(abstract(run, phase))
+        if restored and restored.step >= phase.until:
+            return restored.state
+        state = restored.state if restored else phase.begin()
+        done = int(state.step)
+        if restored:
+            run.say(f"train: goes on from step {done} of {phase.until}")
+        batches = _batches(run, phase)
+        if restored:
+            batches.set_state(restored.position)
+        else:
+            batches.seek(done * run.settings.train.batch)
+        params = (teacher or run.load_teacher)() if phase.teacher == "beside" else None
+        step = _compiled(run, phase, params)
+        with Watch(run, phase, saved, batches, params, done) as watch:
+            before = _sampler(run, phase, state) if phase.on_policy.share else unchanged
+            return train(step, state, params, batches, run.mesh, phase.until, watch.after, before)
+
+
+def fresh(
+    run: Run,
+    checkpoint: Checkpoint,
+    optimizer: OptimizerConfig,
+    dimchop: DimChop | None = None,
+    matching: Matching | None = None,
+    learning: bool = False,
+) -> TrainState:
+    """The state before the first step on a checkpoint's parameters, with projections and a teacher that learns."""
+    student = of_student(run, checkpoint.config, optimizer, dimchop, matching)
+    teacher = of_teacher(run) if learning else None
+    params = with_projections(run, run.load(checkpoint, jnp.dtype(jnp.float32)), matching)
+    teacher_params = run.load_teacher(jnp.dtype(jnp.float32)) if learning else None
+    shardings = state_shardings(student, run.mesh, run.fallbacks, teacher)
+
+    def start(params: Any, teacher_params: Any) -> TrainState:
+        own = None if teacher is None else (teacher_params, teacher.optimizer)
+        return init_state(params, student.optimizer, own)
+
+    return jax.jit(start, out_shardings=shardings)(params, teacher_params)
+
+
+def with_projections(run: Run, params: Any, matching: Matching | None) -> Any:
+    """Parameters and beside them the projections that a matching of activations learns."""
+    if matching is None:
+        return params
+    return params | init_projections(matching, jax.random.key(run.settings.seed))
+
+
+def of_student(
+    run: Run,
+    config: ModelConfig,
+    chosen: OptimizerConfig,
+    dimchop: DimChop | None = None,
+    matching: Matching | None = None,
+) -> Trained:
+    """What is trained of a student, and how."""
+    optimizer = optimizers.build(chosen, leaves_of(config, matching))
+    return trained(config, optimizer if dimchop is None else dimchop.watching(optimizer), matching)
+
+
+def of_teacher(run: Run) -> Trained:
+    """What is trained of a teacher that learns alongside, and how."""
+    config, steps = run.teacher_config, run.settings.train.steps_before_chop + run.settings.train.steps
+    return trained(config, optimizers.build(correction_optimizer(run, steps), leaves_of(config)))
+
+
+def correction_optimizer(run: Run, steps: int) -> OptimizerConfig:
+    """The optimizer of a teacher that learns for so many steps."""
+    chosen, correction = run.settings.optimizer, run.settings.correction
+    schedule = dataclasses.replace(
+        chosen.schedule,
+        learning_rate=correction.learning_rate,
+        warmup_steps=correction.warmup_steps,
+        steps=steps,
+    )
+    return dataclasses.replace(chosen, schedule=schedule)
+
+
+def abstract(run: Run, phase: Phase) -> TrainState:
+    """Shapes and shardings of a phase's state."""
+    return abstract_state(_student(run, phase), run.mesh, run.fallbacks, _teacher(run, phase))
+
+
+def checkpoints(run: Run, phase: Phase, identity: Mapping[str, Any]) -> Checkpoints:
+    """Where a phase's states are saved."""
+    chosen = run.settings.train
+    return Checkpoints(run.workdir / phase.folder, identity, keep=chosen.keep, keep_best=chosen.keep_best)
+
+
+def _student(run: Run, phase: Phase) -> Trained:
+    return of_student(run, phase.config, phase.optimizer, phase.dimchop, phase.matching)
+
+
+def _teacher(run: Run, phase: Phase) -> Trained | None:
+    return of_teacher(run) if phase.teacher == "learning" else None
+
+
+def _compiled(run: Run, phase: Phase, teacher_params: Any) -> jax.stages.Wrapped:
+    chosen, student, teacher = run.settings.train, _student(run, phase), _teacher(run, phase)
+    config = run.teacher_config if phase.teacher in ("beside", "learning") else None
+    models = Models(phase.config, config, run.student_tokenizer.vocab, run.constrain, phase.matching)
+    cached = phase.teacher == "cached"
+    how = StepConfig(chosen.accumulate, chosen.compute_dtype, chosen.remat, phase.optimizer.schedule.steps, cached)
+    schedule = make_schedule(phase.optimizer.schedule)
+    own = None if teacher is None else teacher.optimizer
+    step = make_step(models, phase.loss, how, student.optimizer, schedule, phase.dimchop, own)
+    shardings = state_shardings(student, run.mesh, run.fallbacks, teacher)
+    return compile_step(step, shardings, jax.tree.map(lambda p: p.sharding, teacher_params), run.mesh)
+
+
+def _sampler(run: Run, phase: Phase, state: TrainState) -> Before:
+    """Puts what the student writes in the place of some batches."""
+    shardings = jax.tree.map(lambda p: p.sharding, _without_projections(state.params))
+    sample = on_policy.compile_sampler(
+        phase.config,
+        phase.on_policy,
+        shardings,
+        run.mesh,
+        run.settings.seed,
+        constrain=run.constrain,
+        compute_dtype=run.settings.train.compute_dtype,
+        vocab_tokens=run.student_tokenizer.vocab,
+        eos=() if run.student_tokenizer.eos is None else (run.student_tokenizer.eos,),
+    )
+
+    def before(done: int, state: TrainState, batch: dict[str, Any]) -> dict[str, Any]:
+        if on_policy.is_sampled(run.settings.seed, done, phase.on_policy.share):
+            return sample(_without_projections(state.params), state.step, batch)
+        # All batches have the same keys, so that the step is compiled once.
+        return {"targets": jnp.ones_like(batch["tokens"], bool)} | batch
+
+    return before
+
+
+def _without_projections(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: part for name, part in params.items() if name != PROJECTIONS}
+
+
+def _batches(run: Run, phase: Phase) -> Batches:
+    return Batches(
+        cache_teacher.mixture(run) if phase.teacher == "cached" else run.student_data.mixture(),
+        run.settings.train.batch,
+        run.settings.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=run.settings.data.threads,
+        prefetch=run.settings.data.prefetch,
+    )

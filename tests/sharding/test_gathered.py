@@ -1,0 +1,28 @@
+"""Kernels split along `embed` are gathered for a product, and their gradients are held split."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from chopjax.models.layers import Gathered, product
+from chopjax.sharding.mesh import Constrain, make_mesh
+from chopjax.sharding.rules import MeshConfig
+
+
+@pytest.mark.parametrize("axes", [("embed", "mlp"), ("mlp", "embed")])
+def test_product_of_a_split_kernel(axes: tuple[str, str]) -> None:
+    pin = Constrain(make_mesh(MeshConfig(fsdp=4, tensor=2)))
+    sizes = {"embed": 8, "mlp": 6}
+    x = jax.random.normal(jax.random.key(0), (4, 3, sizes[axes[0]]))
+    kernel = jax.random.normal(jax.random.key(1), tuple(sizes[axis] for axis in axes))
+
+    def gradients(gathered: Gathered | None) -> tuple[jax.Array, jax.Array]:
+        return jax.grad(lambda x, kernel: jnp.sum(jnp.sin(product(x, kernel, 1, gathered))), (0, 1))(x, kernel)
+
+    compiled = jax.jit(lambda: gradients(Gathered(pin, axes))).lower().compile()
+    found = compiled()
+    for one, other in zip(found, gradients(None), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    split = {"embed": 8 // 4, "mlp": 6 // 2}
+    assert found[1].sharding.shard_shape(kernel.shape) == tuple(split[axis] for axis in axes)
