@@ -15,6 +15,7 @@ from chopjax.models.block import RESIDUAL, Block, Constrain, KeysValues, Masks, 
 from chopjax.models.config import ModelConfig
 from chopjax.models.kept import Keep, empty, put, slot_of_layer
 from chopjax.models.layers import PRODUCT, Norm, parameter
+from chopjax.models.lookup import lookup
 from chopjax.models.parameters import declare
 from chopjax.models.rope import rotation
 
@@ -115,9 +116,7 @@ class Decoder(nnx.Module):
         self, tokens: Int[Array, "batch length"], mask: Array | None, constrain: Constrain
     ) -> Float[Array, "batch length embed"]:
         """The residual stream before the first block."""
-        # Gathered before the lookup: else the lookup's gradient would gather whole activations instead.
-        x = constrain(self.embed.table[...], ("vocab", None))[tokens]
-        return constrain(masked(x, mask), RESIDUAL)
+        return constrain(masked(lookup(self.embed.table[...], tokens, constrain), mask), RESIDUAL)
 
 
 class Table(nnx.Module):
