@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from chopjax.chop.apply import chop_params
+from chopjax.chop.apply import chop_config, chop_params
 from chopjax.chop.build import axes_to_score
 from chopjax.chop.dimchop import DimChop
 from chopjax.chop.optimizer_state import chop_optimizer_state
@@ -52,6 +52,7 @@ def check(run: Run) -> None:
         UserError: names the first that changed; or settings that do not fit each other.
     """
     _check_settings(run)
+    _check_hidden(run)
     run.stages.refuse_changes(STAGE, _known(run))
 
 
@@ -197,17 +198,28 @@ def _check_settings(run: Run) -> None:
     chosen = run.settings
     cache_config.check_loss(chosen.cache, chosen.loss)
     on_policy_config.check_loss(chosen.on_policy, chosen.loss, chosen.cache)
+    if chosen.data.sources:
+        on_policy_config.check_length(chosen.on_policy, chosen.data.length)
     needing = {"hidden": chosen.hidden.terms, "correction.mode": chosen.correction.mode != "off"}
     for name in (name for name, wanted in needing.items() if wanted and chosen.cache.kind != "off"):
         raise UserError(f"{name} needs a teacher that runs; set cache.kind to 'off', which is {chosen.cache.kind!r}")
     if chosen.correction.mode != "off" and teacher_place(run) == "none":
         raise UserError(f"correction.mode is {chosen.correction.mode!r}, but no loss compares with a teacher")
+    training.check_correction(run)
     if chosen.hidden.learned and not chosen.optimizer.schedule.learning_rate:
         raise UserError(
             f"hidden.project is {chosen.hidden.project!r}, a matrix to be learned, but train.learning_rate is 0, which "
             "freezes it with the student; choose 'gather' or 'none', or give it a rate"
         )
     _check_dimchop(run)
+
+
+def _check_hidden(run: Run) -> None:
+    """Refuses activations that cannot be compared, as far as the sizes of the student are known."""
+    hidden, source = run.settings.hidden, run.source.config
+    if hidden.terms and not run.settings.search.wanted:
+        plan = planning.foreseen(run)
+        match(hidden, chop_config(source, plan), run.teacher.config, plan.kept if run.teacher is run.source else None)
 
 
 def _check_dimchop(run: Run) -> None:

@@ -67,12 +67,16 @@ def check(run: Run) -> None:
     search.check(run)
     score.check(run)
     metric.check(run)
-    if run.settings.plan.file:
-        _check(run, _read(pathlib.Path(run.settings.plan.file)))
-    else:
-        wanted = run.settings.plan
-        rows, scores = run.settings.score.rows, evidence.placeholders(run, wanted)
-        _check(run, build_plan(wanted, run.source.config.sizes, scores, refit_rows=rows))
+    _check(run, foreseen(run))
+
+
+def foreseen(run: Run) -> Plan:
+    """A plan of the sizes that the run's will have, unless a search chooses them; what it keeps may be other units."""
+    wanted = run.settings.plan
+    if wanted.file:
+        return _read(pathlib.Path(wanted.file))
+    rows, scores = run.settings.score.rows, evidence.placeholders(run, wanted)
+    return build_plan(wanted, run.source.config.sizes, scores, refit_rows=rows)
 
 
 def inputs(run: Run) -> dict[str, Any]:

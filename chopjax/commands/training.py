@@ -1,6 +1,7 @@
 """A phase of training, carried out: its state, its step, its batches, its checkpoints."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from chopjax.data.batches import Batches
 from chopjax.distill.matching import Matching
 from chopjax.distill.objective import PROJECTIONS, Models
 from chopjax.distill.projections import init_projections
+from chopjax.errors import UserError
 from chopjax.hf.checkpoint import Checkpoint
 from chopjax.models.config import ModelConfig
 from chopjax.train import on_policy, optimizers
@@ -100,8 +102,9 @@ def of_student(
 
 def of_teacher(run: Run) -> Trained:
     """What is trained of a teacher that learns alongside, and how."""
-    config, steps = run.teacher_config, run.settings.train.steps_before_chop + run.settings.train.steps
-    return trained(config, optimizers.build(correction_optimizer(run, steps), leaves_of(config)))
+    config = run.teacher_config
+    # It begins to learn after the chop, whatever steps the student took before.
+    return trained(config, optimizers.build(correction_optimizer(run, run.settings.train.steps), leaves_of(config)))
 
 
 def correction_optimizer(run: Run, steps: int) -> OptimizerConfig:
@@ -114,6 +117,24 @@ def correction_optimizer(run: Run, steps: int) -> OptimizerConfig:
         steps=steps,
     )
     return dataclasses.replace(chosen, schedule=schedule)
+
+
+def check_correction(run: Run) -> None:
+    """Refuses a rise of the teacher's rate that is longer than its steps leave.
+
+    Raises:
+        UserError: names `correction.warmup_steps`.
+    """
+    correction, chosen = run.settings.correction, run.settings
+    if correction.mode == "off":
+        return
+    steps = correction.steps if correction.mode == "before" else chosen.train.steps
+    left = steps - dataclasses.replace(chosen.optimizer.schedule, steps=steps, warmup_steps=0).decay_steps
+    if correction.warmup_steps > left:
+        raise UserError(
+            f"correction.warmup_steps is {correction.warmup_steps}, but the teacher's {steps} steps less the decay "
+            f"leave only {left}; warm up for fewer steps"
+        )
 
 
 def abstract(run: Run, phase: Phase) -> TrainState:
@@ -163,9 +184,16 @@ def _sampler(run: Run, phase: Phase, state: TrainState) -> Before:
         eos=() if run.student_tokenizer.eos is None else (run.student_tokenizer.eos,),
     )
 
+    @functools.partial(jax.jit, out_shardings=shardings)
+    def masked(params: dict[str, Any], opt_state: Any) -> dict[str, Any]:
+        return params if phase.dimchop is None else phase.dimchop.apply(params, opt_state)[0]
+
     def before(done: int, state: TrainState, batch: dict[str, Any]) -> dict[str, Any]:
         if on_policy.is_sampled(run.settings.seed, done, phase.on_policy.share):
-            return sample(_without_projections(state.params), state.step, batch)
+            params = _without_projections(state.params)
+            if phase.dimchop is not None:
+                params = masked(params, state.opt_state)
+            return sample(params, state.step, batch)
         # All batches have the same keys, so that the step is compiled once.
         return {"targets": jnp.ones_like(batch["tokens"], bool)} | batch
 

@@ -119,7 +119,7 @@ def heldout(
 ) -> Evaluation:
     """Perplexity on the held-out rows, and KL to the teacher where there is one; masks are of `params` alone.
 
-    With `cached`, the KL is to what was kept of the teacher's distributions.
+    With `cached`, the KL is to what was kept of the teacher's distributions, at the temperature of the cache.
     """
     chosen = run.settings.evaluate
     params = jax.tree.map(lambda p: p.astype(run.compute_dtype), params)
@@ -132,6 +132,7 @@ def heldout(
         (place_batch(run.mesh, batch) for batch in batches),
         masks=masks,
         teacher=(run.teacher_config, teacher) if teacher is not None else None,
+        temperature=run.settings.loss.temperature if cached else 1.0,
         chunk=run.settings.loss.chunk,
         vocab_tokens=run.student_tokenizer.vocab,
         constrain=run.constrain,

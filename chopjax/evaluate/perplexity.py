@@ -53,6 +53,7 @@ def evaluate_rows(
     *,
     masks: Masks | None = None,
     teacher: Model | None = None,
+    temperature: float = 1.0,
     chunk: int = 512,
     vocab_tokens: int | None = None,
     constrain: Constrain = unpinned,
@@ -70,6 +71,7 @@ def evaluate_rows(
             the mesh. Another shape compiles again.
         masks: see `batch_sums`.
         teacher: the config and parameters of a model with the same tokenizer.
+        temperature: at which the KL is taken; where batches bring a teacher's targets, that of the targets.
         chunk: tokens of a batch whose logits exist at one time.
         vocab_tokens: see `chopjax.distill.losses.chunked_loss`.
         constrain: pins activation shardings by the names of their axes.
@@ -77,9 +79,8 @@ def evaluate_rows(
     Raises:
         UserError: no batch holds a token to score.
     """
-    sums = functools.partial(
-        batch_sums, config, masks=masks, chunk=chunk, vocab_tokens=vocab_tokens, constrain=constrain
-    )
+    options: dict[str, Any] = {"chunk": chunk, "vocab_tokens": vocab_tokens, "constrain": constrain}
+    sums = functools.partial(batch_sums, config, masks=masks, temperature=temperature, **options)
     teacher_config, teacher_params = teacher or (None, None)
     return _evaluation(
         sums(params=params, batch=batch, teacher_config=teacher_config, teacher_params=teacher_params)
@@ -172,7 +173,9 @@ def _stacked(windows: Iterator[dict[str, np.ndarray]], batch: int) -> Iterator[B
         yield {name: np.stack([row[name] for row in group]) for name in group[0]}
 
 
-@functools.partial(jax.jit, static_argnames=("config", "teacher_config", "chunk", "vocab_tokens", "constrain"))
+@functools.partial(
+    jax.jit, static_argnames=("config", "teacher_config", "temperature", "chunk", "vocab_tokens", "constrain")
+)
 def batch_sums(
     config: ModelConfig,
     params: Params,
@@ -181,6 +184,7 @@ def batch_sums(
     masks: Masks | None = None,
     teacher_config: ModelConfig | None = None,
     teacher_params: Params | None = None,
+    temperature: float = 1.0,
     chunk: int = 512,
     vocab_tokens: int | None = None,
     constrain: Constrain = unpinned,
@@ -192,6 +196,7 @@ def batch_sums(
             `weights` unless those are the next tokens of each document, which bool `targets` may narrow down.
         masks: see `models.decoder.forward`; of `params` alone, for all axes but `vocab`. Masks of the same axes share
             one compilation.
+        temperature: by which the logits of both sides are divided for the KL, which is not scaled.
     """
     if "labels" in batch:
         labels, weights = batch["labels"], batch["weights"]
@@ -204,7 +209,8 @@ def batch_sums(
         return output.hidden, unembedding(config, params)
 
     teacher = run(teacher_config, teacher_params) if teacher_config and teacher_params else of_batch(batch)
-    loss = LossConfig(next_token=1.0, kl=float(teacher is not None), chunk=chunk)
+    kl = float(teacher is not None)
+    loss = LossConfig(next_token=1.0, kl=kl, temperature=temperature, scale_by_temperature=False, chunk=chunk)
     _, parts = chunked_loss(
         loss,
         *run(config, params, masks),

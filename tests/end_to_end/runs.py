@@ -227,10 +227,10 @@ def _heal(chosen: Any) -> None:
 
 def _states(chosen: Any) -> None:
     """Writes the state after the steps before the chop and the one that goes on: `before.npz`, `after.npz`."""
-    from chopjax.commands import heal
+    from chopjax.commands import heal, training
     from chopjax.commands.run import begin
 
-    started, restore = begin(chosen), heal.Checkpoints.restore
+    started, restore = begin(chosen), training.Checkpoints.restore
 
     def restored(*args: Any) -> Any:
         found = restore(*args)
@@ -242,7 +242,7 @@ def _states(chosen: Any) -> None:
         _save(started.workdir / "after.npz", state)
         os._exit(0)
 
-    heal.Checkpoints.restore, heal.train = restored, train  # type: ignore[method-assign, assignment]
+    training.Checkpoints.restore, training.train = restored, train  # type: ignore[method-assign, assignment]
     heal.make(started)
 
 
