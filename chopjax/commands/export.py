@@ -4,7 +4,7 @@ import functools
 import os
 from typing import Any
 
-from chopjax.commands import heal, vocabulary
+from chopjax.commands import described, heal, vocabulary
 from chopjax.commands import plan as planning
 from chopjax.commands.run import Run, begin
 from chopjax.commands.settings import Settings
@@ -48,25 +48,13 @@ def _work(run: Run) -> None:
         config,
         run.source.config,
         planning.describe(run.plan),
-        _training(run, steps),
+        described.training(run.settings, steps, run.student_data.length),
         _losses(run),
         notes,
     )
     # Like the student, which has the tokenizer and the ids that belong to its words.
     export_params(run.export_folder, params, config, run.student, dtype, chosen.max_shard, card)
     run.say(f"export: {run.export_folder}" + (f" ({note})" if note else ""))
-
-
-def _training(run: Run, steps: int) -> dict[str, Any]:
-    settings = run.settings
-    terms = {"next-token loss": settings.loss.next_token, "KL to the teacher": settings.loss.kl}
-    return {
-        "steps": steps,
-        "tokens": steps * settings.train.batch * run.student_data.length,
-        "loss": " + ".join(f"{weight:g} · {term}" for term, weight in terms.items() if weight),
-        "teacher": settings.teacher or settings.source if settings.loss.kl else "none",
-        "learning rate": settings.optimizer.schedule.learning_rate,
-    }
 
 
 def _losses(run: Run) -> dict[str, float]:

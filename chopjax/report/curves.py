@@ -12,11 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from chopjax.distill.config import TEACHER_TERMS
 from chopjax.report import canvas, scales, words
 from chopjax.report.canvas import Palette, Picture, Spot
 from chopjax.report.markup import Markup
 
-STYLES = (("first", "-"), ("second", "--"), ("third", ":"))
+# Neighbours differ in colour and in stroke, and no two of twelve curves are alike.
+STYLES = [(("first", "second", "third")[i % 3], ("-", "--", ":", "-.")[i % 4]) for i in range(12)]
+
+# What is drawn beside the loss.
+PARTS = ("next_token", *TEACHER_TERMS, "teacher_next_token")
+HIDDEN = "hidden/"
 
 # A longer curve is drawn by the means of so many runs of neighbours.
 MOST_POINTS = 600
@@ -77,6 +83,7 @@ def charts(metrics: Sequence[Mapping[str, Any]], references: Mapping[str, float]
         chart("loss", "Training loss, nats a token", "loss", *_parts(metrics)),
         _perplexity(metrics, x_label, references),
         chart("kl", "Held-out KL to the teacher", "heldout_kl", small=True),
+        chart("hidden", "Losses on activations", *_of_activations(metrics), small=True, logarithmic=True),
         chart("norm", "Gradient norm", "grad_norm", small=True),
         chart("rate", "Learning rate", "learning_rate", small=True),
         chart("speed", "Tokens a second", "tokens_per_second", small=True),
@@ -90,7 +97,7 @@ def series(metrics: Sequence[Mapping[str, Any]], field: str, x_field: str) -> Se
     lines = [line for line in metrics if field in line and not math.isnan(words.number(line.get(x_field)))]
     x = np.array([words.number(line[x_field]) for line in lines], np.float64)
     y = np.array([words.number(line[field]) for line in lines], np.float64)
-    return Series(field.replace("_", " "), x, y)
+    return Series(field.removeprefix(HIDDEN).replace("_", " "), x, y)
 
 
 def picture(chart: Chart) -> Picture:
@@ -133,9 +140,18 @@ def thinned(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"]) ->
 
 def _parts(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     """The parts of the loss, where they say more than the loss itself."""
-    parts = [part for part in ("next_token", "kl") if any(words.number(line.get(part)) > 0 for line in metrics)]
+    parts = [part for part in PARTS if _seen(metrics, part)]
     alone = len(parts) == 1 and all(line.get("loss") == line.get(parts[0]) for line in metrics if "loss" in line)
     return [] if alone else parts
+
+
+def _of_activations(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = dict.fromkeys(name for line in metrics for name in line if name.startswith(HIDDEN))
+    return [name for name in names if _seen(metrics, name)]
+
+
+def _seen(metrics: Sequence[Mapping[str, Any]], field: str) -> bool:
+    return any(words.number(line.get(field)) > 0 for line in metrics)
 
 
 def _perplexity(metrics: Sequence[Mapping[str, Any]], x_label: str, references: Mapping[str, float]) -> Chart:

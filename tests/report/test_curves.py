@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from report.made_up_runs import metrics
 
-from chopjax.report.curves import MOST_POINTS, charts, describe, draw, series, thinned
+from chopjax.report.curves import MOST_POINTS, STYLES, charts, describe, draw, series, thinned
 
 
 def test_charts_of_a_distillation_run() -> None:
@@ -51,3 +51,14 @@ def test_thinning_keeps_the_mean_and_gaps() -> None:
     assert np.isnan(few_y[300:310]).all() and np.isfinite(np.delete(few_y, range(300, 310))).all()
     assert few_y[0] == pytest.approx(np.delete(y[:10], 5).mean())
     assert few_x[1] == pytest.approx(14.5)
+
+
+def test_every_term_is_drawn_and_activations_apart() -> None:
+    parts = {"next_token": 2.0, "kl": 1.0, "reverse_kl": 1.1, "jsd": 0.2, "wsl": 0.0, "z_loss": 90.0}
+    hidden = {"hidden/block_output": 0.01, "hidden/embedding_table": 5e3, "hidden/heads": 0.0}
+    loss, activations = charts([{"step": step, "loss": 3.0} | parts | hidden for step in range(3)], {})
+    assert [one.label for one in loss.series] == ["loss", "next token", "kl", "reverse kl", "jsd"]
+    assert [one.label for one in activations.series] == ["block output", "embedding table"]
+    assert draw(loss).count("stroke-dasharray") >= 4 and "jsd" in draw(loss)
+    assert len(set(STYLES)) == len(STYLES)
+    assert "Embedding table: from" in describe(activations) and draw(activations)
