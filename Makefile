@@ -11,7 +11,7 @@ SETUP := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint campaign criteria clean
+.PHONY: help quickstart test lint campaign criteria healing clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,11 @@ criteria: $(VENV)/.demo ## what every criterion loses on a real model: docs/crit
 	$(BIN)/python tools/demo_model.py $(MODEL)
 	$(BIN)/python tools/prose.py runs/prose
 	$(BIN)/python benchmarks/criteria.py $(MODEL) runs/prose/*.jsonl --write docs/criteria.md
+
+healing: $(VENV)/.demo ## what every loss heals on a real model: docs/distillation.md; about four hours, goes on if cut off
+	$(BIN)/python tools/demo_model.py $(MODEL)
+	$(BIN)/python tools/prose.py runs/prose
+	$(BIN)/python benchmarks/healing.py $(MODEL) runs/prose/*.jsonl --write docs/distillation.md
 
 clean: ## remove .venv, caches and build products; runs/ is kept
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
