@@ -30,7 +30,7 @@ from chopjax.chop.refit import refit
 from chopjax.commands import calibration, choose, evidence, score, settings
 from chopjax.commands.refit import asked
 from chopjax.commands.run import Run
-from chopjax.data.batches import one_pass
+from chopjax.data.rows import Batch, Rows, stack_rows
 from chopjax.evaluate.perplexity import batch_sums
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Params
@@ -54,6 +54,7 @@ REFITTED = (6, 0.80)  # where the refit of the default plan is measured too
 AGGREGATIONS = ("mean", "l2", "var")
 DEFAULT = PlanConfig()
 RESAMPLES = 2000
+BATCH = 2
 
 
 def main() -> None:
@@ -94,7 +95,7 @@ def start(options: argparse.Namespace) -> Run:
         "workdir": options.workdir,
         "data": {"sources": sources, "length": options.length, "heldout_fraction": 0.3},
         "score": {"rows": options.rows, "loss_rows": options.loss_rows, "batch": 4},
-        "evaluate": {"batch": 2},
+        "evaluate": {"batch": BATCH},
         "train": {"compute_dtype": "float32", "batch": 4},
         "plan": {"layers_by": "leave_one_out", "remove_layers": 1, "widths_by": "taylor"},
     }
@@ -168,8 +169,8 @@ class Judge:
         self._leaves = declare(run.source.config)
         self._file = run.workdir / "judged.json"
         self._known = json.loads(self._file.read_text()) if self._file.exists() else {}
-        kinds = run.data.heldout().values()
-        self._batches = [b for rows_of in kinds for b in one_pass([rows_of], run.settings.evaluate.batch, limit=rows)]
+        self._batches = [batch for kind in run.data.heldout().values() for batch in spread(kind, rows)]
+        self._rows = files.digest({"rows": [batch["tokens"].tolist() for batch in self._batches]})
         self.tokens = np.asarray([self._count(batch) for batch in self._batches])
         self.dense = self.perplexity(self.losses(Plan(run.source.config.sizes, {})))
 
@@ -177,7 +178,7 @@ class Judge:
         """Summed next-token loss of each batch, of the model cut by `plan`."""
         told = json.loads(plan.to_json())
         edits = {"edits": told["edits"]} if "edits" in told else {}
-        key = files.digest({"plan": told["kept"], "rows": len(self._batches)} | edits)
+        key = files.digest({"plan": told["kept"], "rows": self._rows} | edits)
         if key not in self._known:
             config, params = self._student(plan)
             options = {"chunk": 512, "vocab_tokens": self._run.tokenizer.vocab}
@@ -215,6 +216,13 @@ class Judge:
         return int(((segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)).sum())
 
 
+def spread(kind: Rows, count: int) -> Iterator[Batch]:
+    """Rows at even distances, two in a batch: rows that follow each other are of the same few documents."""
+    chosen = [kind[int(place)] for place in np.linspace(0, len(kind) - 1, count)]
+    for pair in (chosen[start : start + BATCH] for start in range(0, len(chosen), BATCH)):
+        yield stack_rows(pair)
+
+
 def mark(rows: list[dict[str, Any]], judge: Judge) -> None:
     """Adds each row's perplexity and whether it is tied with the best of its size."""
     for row in rows:
@@ -234,7 +242,7 @@ def table(rows: list[dict[str, Any]], judge: Judge, run: Run, options: argparse.
         "",
         f"`{run.source.config.layers}` layers, `{count(run.source.config):,}` parameters, perplexity "
         f"**{judge.dense:.2f}** uncut. Criteria saw {options.rows} rows of {options.length} tokens (those that measure "
-        f"losses {options.loss_rows} of them); judged on "
+        f"losses {options.loss_rows} of them; `best` tries its contenders on {options.rows} more); judged on "
         f"{judge.tokens.sum():,} other tokens from {', '.join(Path(text).stem for text in options.texts)}.",
         "Bold: the best criterion of its column, or within two standard errors of it (paired bootstrap over batches). "
         "★: chopjax's default. Made by `make criteria`.",

@@ -29,7 +29,7 @@ CHECKPOINTS, DENSE = "checkpoints", "checkpoints_before_chop"
 STAGE = Stage("train", (CHECKPOINTS,), resumable=True)
 
 # Where a cache lies, and in what pieces: each record is of given tokens and a given teacher.
-WITHOUT_EFFECT = ("cache.path", "cache.shard_rows", "cache.rows")
+WITHOUT_EFFECT = ("cache.path", "cache.shard_rows", "cache.rows", "on_policy.gather")
 
 # Before the chop the student is the source, so there is nothing to distil: plain next-token loss.
 DENSE_LOSS = LossConfig(next_token=1.0, kl=0.0)
@@ -197,12 +197,12 @@ def _check_settings(run: Run) -> None:
     """Refuses settings that do not go together."""
     chosen = run.settings
     cache_config.check_loss(chosen.cache, chosen.loss)
-    on_policy_config.check_loss(chosen.on_policy, chosen.loss, chosen.cache)
     if chosen.data.sources:
         on_policy_config.check_length(chosen.on_policy, chosen.data.length)
     needing = {"hidden": chosen.hidden.terms, "correction.mode": chosen.correction.mode != "off"}
     for name in (name for name, wanted in needing.items() if wanted and chosen.cache.kind != "off"):
         raise UserError(f"{name} needs a teacher that runs; set cache.kind to 'off', which is {chosen.cache.kind!r}")
+    _check_on_policy(run)
     if chosen.correction.mode != "off" and teacher_place(run) == "none":
         raise UserError(f"correction.mode is {chosen.correction.mode!r}, but no loss compares with a teacher")
     training.check_correction(run)
@@ -220,6 +220,22 @@ def _check_hidden(run: Run) -> None:
     if hidden.terms and not run.settings.search.wanted:
         plan = planning.foreseen(run)
         match(hidden, chop_config(source, plan), run.teacher.config, plan.kept if run.teacher is run.source else None)
+
+
+def _check_on_policy(run: Run) -> None:
+    """Refuses settings with which a student's own samples do not go together."""
+    chosen = run.settings
+    if not chosen.on_policy.share:
+        return
+    on_policy_config.check_loss(chosen.on_policy, chosen.loss, chosen.cache)
+    on_policy_config.check_length(chosen.on_policy, chosen.data.length)
+    said = f"on_policy.share is {chosen.on_policy.share}, and"
+    if chosen.correction.mode == "alongside":
+        raise UserError(
+            f"{said} a learning teacher would learn the student's samples; set correction.mode to 'before'"
+        )
+    if chosen.dimchop.mode == "matrix":
+        raise UserError(f"{said} samples are not drawn with DimCHOP's masks; set dimchop.mode to 'off' or 'pooled'")
 
 
 def _check_dimchop(run: Run) -> None:

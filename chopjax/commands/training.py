@@ -181,7 +181,7 @@ def _sampler(run: Run, phase: Phase, state: TrainState) -> Before:
         constrain=run.constrain,
         compute_dtype=run.settings.train.compute_dtype,
         vocab_tokens=run.student_tokenizer.vocab,
-        eos=() if run.student_tokenizer.eos is None else (run.student_tokenizer.eos,),
+        eos=_ends(run),
     )
 
     @functools.partial(jax.jit, out_shardings=shardings)
@@ -198,6 +198,13 @@ def _sampler(run: Run, phase: Phase, state: TrainState) -> Before:
         return {"targets": jnp.ones_like(batch["tokens"], bool)} | batch
 
     return before
+
+
+def _ends(run: Run) -> tuple[int, ...]:
+    """The tokens that end a text: the tokenizer's own, and the one that documents were given."""
+    tokenizer, chosen = run.student_tokenizer, run.settings.data.eos_token
+    ids = {tokenizer.eos, tokenizer.token_id(chosen) if chosen else None}
+    return tuple(sorted(token for token in ids if token is not None))
 
 
 def _without_projections(params: dict[str, Any]) -> dict[str, Any]:

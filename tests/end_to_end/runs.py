@@ -169,7 +169,7 @@ class Ended:
 
 def run(place: Place, command: str, arguments: Sequence[str], devices: int = 1, death: Death | None = None) -> Ended:
     """`python -m chopjax.COMMAND ARGUMENTS` on so many CPU devices; `heal` trains and exports what
-    was chopped, `states` see `_states`."""
+    was chopped, its teacher first where that is asked for, `states` see `_states`."""
     said = [place.folder / f"{os.urandom(4).hex()}.{name}" for name in ("stdout", "stderr")]
     process = _server().Process(target=_main, args=(command, list(arguments), devices, death, place, said))
     process.start()
@@ -217,10 +217,11 @@ def _main(
 
 
 def _heal(chosen: Any) -> None:
-    from chopjax.commands import export, heal
+    from chopjax.commands import correct, export, heal
     from chopjax.commands.run import begin
 
     started = begin(chosen)
+    correct.make(started)
     heal.make(started)
     export.make(started)
 

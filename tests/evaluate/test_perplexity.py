@@ -15,6 +15,8 @@ from chopjax.errors import UserError
 from chopjax.evaluate.perplexity import evaluate_rows, rolling_perplexity, rolling_windows
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import forward, logits
+from chopjax.sharding.mesh import Constrain, make_mesh
+from chopjax.sharding.rules import MeshConfig
 
 CONFIG, VOCAB = WINDOWED, WINDOWED.vocab
 TEACHER = ModelConfig(layers=2, embed=13, kv_heads=1, q_per_kv=2, head_dim=4, mlp=9, vocab=VOCAB, positions=64)
@@ -106,12 +108,8 @@ def test_batches_weigh_by_their_tokens() -> None:
 
 def test_same_on_a_mesh() -> None:
     batch, _ = _rows(np.random.default_rng(5), [(19,), (7, 9), (2, 3), (4, 15)], 19)
-    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-
-    def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        spec = jax.P(*("data" if axis == "batch" else None for axis in axes))
-        return jax.lax.with_sharding_constraint(x, jax.NamedSharding(mesh, spec))
-
+    constrain = Constrain(make_mesh(MeshConfig(data=4, fsdp=1, tensor=2)), ("kv_heads", "mlp", "vocab"))
+    mesh = constrain.mesh
     split = jax.NamedSharding(mesh, jax.P("data"))
     params = jax.device_put(PARAMS, jax.NamedSharding(mesh, jax.P()))
     v = params["layers"]["attention"]["v"]
