@@ -231,9 +231,7 @@ def _check_on_policy(run: Run) -> None:
     on_policy_config.check_length(chosen.on_policy, chosen.data.length)
     said = f"on_policy.share is {chosen.on_policy.share}, and"
     if chosen.correction.mode == "alongside":
-        raise UserError(
-            f"{said} a learning teacher would learn the student's samples; set correction.mode to 'before'"
-        )
+        raise UserError(f"{said} a learning teacher would learn the student's samples; set correction.mode to 'before'")
     if chosen.dimchop.mode == "matrix":
         raise UserError(f"{said} samples are not drawn with DimCHOP's masks; set dimchop.mode to 'off' or 'pooled'")
 

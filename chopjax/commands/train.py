@@ -1,11 +1,24 @@
-"""The whole flow, from the source to the export: score, plan, chop, train, export, verify, evaluate, report.
+"""The whole flow, from the source to the export: score, plan, chop, teacher, train, export, verify, evaluate, report.
 
 Each stage is skipped where the workdir holds what it would make, so a run that was cut off is simply started again.
 """
 
 import time
 
-from chopjax.commands import chop, correct, evaluate, export, heal, plan, prepare_data, report, rounds, score, verify
+from chopjax.commands import (
+    cache_teacher,
+    chop,
+    correct,
+    evaluate,
+    export,
+    heal,
+    plan,
+    prepare_data,
+    report,
+    rounds,
+    score,
+    verify,
+)
 from chopjax.commands.run import Run
 from chopjax.commands.settings import Settings
 from chopjax.data.checks import check_length
@@ -29,6 +42,8 @@ def flow(chosen: Settings) -> None:
     plan.make(run)
     chop.make(run)
     correct.make(run)
+    if chosen.cache.kind != "off" and chosen.loss.teacher_terms:
+        cache_teacher.make(run)
     heal.make(run)
     export.make(run)
     verify.make(run)
