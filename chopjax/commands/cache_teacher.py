@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Int, UInt32
 from chopjax.commands.run import STUDENT, Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.data import teacher_cache
-from chopjax.data.batches import Mixture, mixture_digest
+from chopjax.data.batches import Mixture, mixture_digest, spread
 from chopjax.data.reached import reached
 from chopjax.data.rows import Rows, stack_rows
 from chopjax.data.target_records import encode_draws, encode_top, predicting, row_digest, row_key
@@ -29,7 +29,6 @@ from chopjax.sharding.mesh import batch_sharding, place_batch
 
 FOLDER = "cache"
 
-IN_ORDER = "in order"
 
 Found = TopTokens | Draws
 Forward = Callable[[dict[str, Array]], Found]
@@ -92,7 +91,7 @@ def mixture(run: Run) -> Mixture:
 def heldout(run: Run) -> dict[str, Rows]:
     """The run's held-out rows with the teacher's targets, in place of `run.student_data.heldout()`.
 
-    Only those that evaluation reads have any: the first `evaluate.rows`, or all.
+    Only those that evaluation reads have any: `evaluate.rows` of them, or all.
 
     Raises:
         UserError: there is no whole cache that fits this run.
@@ -123,12 +122,12 @@ def _training(run: Run) -> Iterator[Part]:
 
 
 def _heldout(run: Run) -> Iterator[Part]:
-    left = run.settings.evaluate.rows or math.inf
-    for name, rows in run.student_data.heldout().items():
-        count = int(min(left, len(rows)))
-        left -= count
-        whole = run.settings.cache.rows == "all" or count == len(rows)
-        yield Part(f"{name}/heldout", rows, _info(run, rows, Selection() if whole else Selection(IN_ORDER, 0, count)))
+    parts, limit = run.student_data.heldout(), run.settings.evaluate.rows
+    total = sum(len(rows) for rows in parts.values())
+    whole = run.settings.cache.rows == "all" or not 0 < limit < total
+    selection = Selection() if whole else Selection(f"{limit} spread over {total}", 0, limit)
+    for name, rows in parts.items():
+        yield Part(f"{name}/heldout", rows, _info(run, rows, selection))
 
 
 def _kept(run: Run) -> dict[str, Kept]:
@@ -139,9 +138,9 @@ def _kept(run: Run) -> dict[str, Kept]:
     if one.order:
         found = reached(run.student_data.mixture(), run.settings.seed, one.first, one.last)
         kept |= {part.name: rows for part, rows in zip(training, found, strict=True)}
-    for part in heldout:
-        if part.info.selection.order:
-            kept[part.name][part.info.selection.last :] = False
+    if heldout and heldout[0].info.selection.order:
+        chosen = spread([len(part.rows) for part in heldout], run.settings.evaluate.rows)
+        kept |= {part.name: np.isin(np.arange(len(part.rows)), own) for part, own in zip(heldout, chosen, strict=True)}
     return kept
 
 

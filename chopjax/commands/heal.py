@@ -197,8 +197,6 @@ def _check_settings(run: Run) -> None:
     """Refuses settings that do not go together."""
     chosen = run.settings
     cache_config.check_loss(chosen.cache, chosen.loss)
-    if chosen.data.sources:
-        on_policy_config.check_length(chosen.on_policy, chosen.data.length)
     needing = {"hidden": chosen.hidden.terms, "correction.mode": chosen.correction.mode != "off"}
     for name in (name for name, wanted in needing.items() if wanted and chosen.cache.kind != "off"):
         raise UserError(f"{name} needs a teacher that runs; set cache.kind to 'off', which is {chosen.cache.kind!r}")
@@ -228,7 +226,8 @@ def _check_on_policy(run: Run) -> None:
     if not chosen.on_policy.share:
         return
     on_policy_config.check_loss(chosen.on_policy, chosen.loss, chosen.cache)
-    on_policy_config.check_length(chosen.on_policy, chosen.data.length)
+    if chosen.data.sources:  # else rows are there already, maybe of another length
+        on_policy_config.check_length(chosen.on_policy, chosen.data.length)
     said = f"on_policy.share is {chosen.on_policy.share}, and"
     if chosen.correction.mode == "alongside":
         raise UserError(f"{said} a learning teacher would learn the student's samples; set correction.mode to 'before'")

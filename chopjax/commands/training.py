@@ -1,7 +1,6 @@
 """A phase of training, carried out: its state, its step, its batches, its checkpoints."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -184,16 +183,9 @@ def _sampler(run: Run, phase: Phase, state: TrainState) -> Before:
         eos=_ends(run),
     )
 
-    @functools.partial(jax.jit, out_shardings=shardings)
-    def masked(params: dict[str, Any], opt_state: Any) -> dict[str, Any]:
-        return params if phase.dimchop is None else phase.dimchop.apply(params, opt_state)[0]
-
     def before(done: int, state: TrainState, batch: dict[str, Any]) -> dict[str, Any]:
         if on_policy.is_sampled(run.settings.seed, done, phase.on_policy.share):
-            params = _without_projections(state.params)
-            if phase.dimchop is not None:
-                params = masked(params, state.opt_state)
-            return sample(params, state.step, batch)
+            return sample(_without_projections(state.params), state.step, batch)
         # All batches have the same keys, so that the step is compiled once.
         return {"targets": jnp.ones_like(batch["tokens"], bool)} | batch
 

@@ -5,12 +5,14 @@ rows and their order are the same for any number of processes, and a run resumes
 """
 
 import hashlib
+import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import numpy as np
+from jaxtyping import Int
 
 from chopjax import files
 from chopjax.data.rows import Batch, Rows, stack_rows
@@ -184,6 +186,22 @@ class Batches(Iterator[Batch]):
         self.seek(int(state["row"]))
 
 
+def spread(sizes: Sequence[int], limit: int) -> list[Int[np.ndarray, "chosen"]]:
+    """For each part the rows that a limited reading takes: at even distances over all parts, one after the other.
+
+    The first so many would be of a few documents of the first part alone.
+
+    Args:
+        sizes: number of rows of each part.
+        limit: rows of all parts to take; 0, or more than there are, for all.
+    """
+    ends = np.cumsum([0, *sizes])
+    total = int(ends[-1])
+    count = min(limit or total, total)
+    places = np.arange(count, dtype=np.int64) * total // max(count, 1)
+    return [places[(places >= start) & (places < end)] - start for start, end in itertools.pairwise(ends)]
+
+
 def one_pass(
     parts: Sequence[Rows], batch: int, *, limit: int = 0, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
@@ -192,7 +210,7 @@ def one_pass(
     Args:
         parts: rows of equal length, one after the other.
         batch: rows of one batch, over all processes.
-        limit: read so many rows at most; 0 for all.
+        limit: read so many rows at most, those of `spread`; 0 for all.
         process_index: which contiguous share of each batch this process reads.
         process_count: number of shares; every process gets equally many batches.
 
@@ -205,8 +223,8 @@ def one_pass(
     """
     if batch < 1 or batch % process_count:
         raise UserError(f"the batch of {batch} rows must be a multiple of the {process_count} processes")
-    where = [(rows, index) for rows in parts for index in range(len(rows))]
-    where = where[: limit or None]
+    chosen = spread([len(rows) for rows in parts], limit)
+    where = [(rows, int(index)) for rows, indices in zip(parts, chosen, strict=True) for index in indices]
     share = batch // process_count
     for first in range(0, len(where), batch):
         start = first + process_index * share

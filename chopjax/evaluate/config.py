@@ -11,7 +11,7 @@ class EvaluateConfig:
     """Perplexity, divergence from the teacher, and sample texts.
 
     Attributes:
-        rows: held-out rows to read; 0 for all of them.
+        rows: held-out rows to read, at even distances over all sources; 0 for all of them.
         batch: rows in one forward pass, over all devices.
         window: tokens in a rolling window over the held-out text as one stream, which is scored besides; 0 for none.
         stride: tokens by which the window moves; 0 for half a window.

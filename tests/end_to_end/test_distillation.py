@@ -188,7 +188,7 @@ def load_source(place: runs.Place) -> dict[str, np.ndarray]:
 def test_the_rate_of_a_teacher_that_learns_is_of_its_own_steps(
     place: runs.Place, narrow: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = run_here(place, narrow, *CUT, *BEFORE_THE_CHOP, "train.warmup_steps=7", "correction.warmup_steps=2")
+    run = run_here(place, narrow, *CUT, *BEFORE_THE_CHOP, "train.warmup_steps=3", "correction.warmup_steps=2")
     monkeypatch.setattr(training.optimizers, "build", lambda chosen, _: chosen)
     schedule = training.of_teacher(run).optimizer.schedule
     assert (schedule.steps, schedule.warmup_steps, schedule.learning_rate) == (5, 2, 1e-2)
@@ -278,8 +278,9 @@ def test_a_teacher_corrected_before(place: runs.Place, narrow: pathlib.Path, tmp
     assert [line["step"] for line in taught] == [1, 2, 3, 4, 5]
     assert taught[-1]["heldout_loss"] < taught[0]["next_token"] - 0.3
     assert all("kl" not in line for line in taught) and all(line["kl"] > 0 for line in lines)
-    folders = [tmp_path / "killed" / name for name in ("checkpoints_teacher", "checkpoints")]
-    killed = flow.killed("killed", *(Death(STEP, 4, after=folder / "3") for folder in folders))
+    before, after = (tmp_path / "killed" / name for name in ("checkpoints_teacher", "checkpoints"))
+    # The teacher goes on with its steps 4 and 5; then come those of the student.
+    killed = flow.killed("killed", Death(STEP, 4, after=before / "3"), Death(STEP, 2 + 4, after=after / "3"))
     check_same(killed, whole)
     assert runs.metrics(killed / "teacher") == taught
     # Without the correction, the first loss is another.
@@ -478,6 +479,10 @@ REFUSED = {
     ),
     "own samples": (("on_policy.share=0.5", "loss.next_token=0.5"), "loss.next_token would teach the student its own"),
     "cached samples": (("on_policy.share=0.5", "cache.kind=top_k"), "a cache has no targets for new samples"),
+    "learning samples": (
+        ("on_policy.share=0.5", "on_policy.prompt=7", "correction.mode=alongside"),
+        "a learning teacher would learn the student's samples",
+    ),
     "prompt": (("on_policy.share=0.5", "on_policy.prompt=24"), "on_policy.prompt is 24, but rows have 24 tokens"),
     "tokenizer": (("teacher=WORDS",), "teacher and student have different tokenizers"),
 }
