@@ -44,7 +44,7 @@ from chopjax.models.parameters import count  # noqa: E402
 Changes = dict[str, Any]
 
 CHOPS: dict[str, Changes] = {
-    "layers": {"plan.layers_by": "angular", "plan.remove_layers": 6},
+    "layers": {"plan.layers_by": "angular", "plan.remove_layers": 6, "plan.widths_by": "activation"},
     "width": {"plan.widths_by": "activation", "plan.embed": 440, "plan.mlp": 1152},
 }
 ONLINE: dict[str, Changes] = {

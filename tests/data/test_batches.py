@@ -189,9 +189,8 @@ def test_one_pass_reads_each_row_once_and_pads_the_last_batch(parts, batch, proc
     assert {part.shape for step in stacked for part in step.values()} == {(batch, LENGTH)}
     rows = [step["tokens"][index, 0] for step in stacked for index in range(batch) if step["segment_ids"][index].any()]
     expected = [100 * part + index for part, size in enumerate(SIZES) for index in range(size)]
-    assert rows == [
-        expected[place * len(expected) // (limit or len(expected))] for place in range(limit or len(expected))
-    ]
+    count = limit or len(expected)
+    assert rows == [expected[place * len(expected) // count] for place in range(count)]
     padding = [
         step["tokens"][index] for step in stacked for index in range(batch) if not step["segment_ids"][index].any()
     ]
@@ -259,8 +258,8 @@ def test_chats_and_text_are_mixed_by_weight_with_targets_for_both(parts, tmp_pat
 
 def test_one_pass_over_chats(parts, tmp_path):
     chats = write_chats(tmp_path / "chats", 5, 2)
-    (batch,) = one_pass([chats, parts[1]], 9, limit=3)
+    (batch,) = one_pass([chats, parts[1]], 19)
     assert batch["targets"].dtype == np.bool_
     np.testing.assert_array_equal(batch["targets"][:3], [[0, 0, 1, 0, 0], [0, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    assert not batch["segment_ids"][3:].any()
+    assert not batch["segment_ids"][2 + SIZES[1] :].any()
     assert "targets" not in next(one_pass([parts[1]], 9, limit=3))
