@@ -284,10 +284,10 @@ def test_a_teacher_corrected_before(place: runs.Place, narrow: pathlib.Path, tmp
     check_same(killed, whole)
     assert runs.metrics(killed / "teacher") == taught
     # Without the correction, the first loss is another.
-    plain = flow.whole("plain", "correction.mode=off", "train.steps=2")
+    plain = flow.whole("plain", "correction.mode=off", "train.steps=1", "train.warmup_steps=0")
     assert abs(runs.metrics(plain)[0]["kl"] - lines[0]["kl"]) > 1e-2
     runs.model(tmp_path / "other", seed=9)
-    ended = runs.run(place, "train", flow.arguments("plain", "correction.mode=off", f"teacher={tmp_path}/other"))
+    ended = runs.run(place, "train", flow.arguments("whole", f"teacher={tmp_path}/other"))
     refused(ended.status, ended.stdout, ended.stderr, "teacher was")
 
 
