@@ -97,10 +97,10 @@ def passes(chosen: Settings) -> list[str]:
     Each is named by the sums that it makes: `taylor` with the axis behind a slash, `without_one/METRIC` as it is.
     """
     wanted = chosen.plan
-    criteria = {wanted.widths_by, wanted.layers_by if layers_by_score(wanted) or chosen.search.wanted else ""}
-    found = ["taylor"] if "taylor" in criteria else []
+    layers_by = wanted.layers_by if layers_by_score(wanted) or chosen.search.wanted else ""
+    found = ["taylor"] if "taylor" in (wanted.widths_by, layers_by) else []
     by_loss = wanted.metric in get_args(LossMetric)
-    return found + ([without_name(wanted.metric)] if by_loss and {"leave_one_out", "best"} & criteria else [])
+    return found + ([without_name(wanted.metric)] if by_loss and layers_by in ("leave_one_out", "best") else [])
 
 
 def _work(run: Run) -> None:
