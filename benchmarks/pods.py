@@ -66,7 +66,7 @@ ROWS = {
     "8b": Row("v5e:4x4", LLAMA31_8B),
     "8b-to-4.5b": Row("v5e:4x4", WIDTH_4B, LLAMA31_8B),
     "8b-to-4.5b-2": Row("v5e:4x4", WIDTH_4B, LLAMA31_8B, rows=2),
-    "8b-to-4.5b-4": Row("v5e:4x4", WIDTH_4B, LLAMA31_8B, rows=4),
+    **{f"8b-to-4.5b-{rows}": Row("v5e:4x4", WIDTH_4B, LLAMA31_8B, rows=rows) for rows in (4, 6, 7, 8)},
 }
 
 
