@@ -200,6 +200,8 @@ def _check_settings(run: Run) -> None:
     needing = {"hidden": chosen.hidden.terms, "correction.mode": chosen.correction.mode != "off"}
     for name in (name for name, wanted in needing.items() if wanted and chosen.cache.kind != "off"):
         raise UserError(f"{name} needs a teacher that runs; set cache.kind to 'off', which is {chosen.cache.kind!r}")
+    if chosen.cache.kind != "off" and not chosen.loss.teacher_terms:
+        raise UserError(f"cache.kind is {chosen.cache.kind!r}, but no loss compares with a teacher; set it to 'off'")
     _check_on_policy(run)
     if chosen.correction.mode != "off" and teacher_place(run) == "none":
         raise UserError(f"correction.mode is {chosen.correction.mode!r}, but no loss compares with a teacher")

@@ -12,6 +12,7 @@ from typing import Any
 from chopjax import files
 from chopjax.commands.run import EXPORT, Run
 from chopjax.commands.settings import Settings
+from chopjax.errors import UserError
 
 ROUNDS, SUMMARY = "rounds.json", "summary.json"
 
@@ -45,6 +46,9 @@ def each(chosen: Settings, dtype: str) -> list[Settings]:
     Args:
         chosen: settings with `rounds`.
         dtype: of the source, which the last export goes back to unless the settings say otherwise.
+
+    Raises:
+        UserError: activations are compared with the teacher's by the plan of a later round.
     """
     workdir, source = pathlib.Path(chosen.workdir), chosen.source
     rounds = []
@@ -59,5 +63,21 @@ def each(chosen: Settings, dtype: str) -> list[Settings]:
         else:
             own |= {"export.folder": str(folder / EXPORT), "export.dtype": "float32"}
         rounds.append(chosen.changed(own | dict(changes)))
+        if number > 1:
+            _refuse_plans_of_others(rounds[-1], number, any(one.plan.embed for one in rounds))
         source = rounds[-1].export.folder
     return rounds
+
+
+def _refuse_plans_of_others(one: Settings, number: int, narrower: bool) -> None:
+    """Refuses activations compared by a plan: that of a later round says what was kept of the round before."""
+    hidden = one.hidden
+    by_plan = {
+        "hidden.layer_map": hidden.layer_map == "plan",
+        "hidden.project": hidden.project == "gather" and narrower,
+    }
+    for name in (name for name, wanted in by_plan.items() if wanted and hidden.terms):
+        raise UserError(
+            f"rounds: {name} in round {number} would go by a plan that is not of the teacher; take hidden.layer_map "
+            "'last' or 'uniform' and hidden.project 'shared' or 'per_layer'"
+        )

@@ -229,6 +229,6 @@ def one_pass(
     for first in range(0, len(where), batch):
         start = first + process_index * share
         rows = [part[index] for part, index in where[start : start + share]]
-        blank = rows[0] if rows else where[0][0][0]
+        blank = rows[0] if rows else where[0][0][where[0][1]]
         padding = {key: np.zeros_like(value) for key, value in blank.items()}
         yield stack_rows(rows + [padding] * (share - len(rows)), has_targets(parts))

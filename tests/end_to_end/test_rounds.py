@@ -62,3 +62,14 @@ def test_intermediate_exports_keep_all_bits() -> None:
     first, last = rounds.each(chosen, "bfloat16")
     assert (first.export.dtype, last.export.dtype) == ("float32", "bfloat16")
     assert (first.teacher, last.teacher, last.export.folder) == ("a", "a", "w/export")
+
+
+@pytest.mark.parametrize(
+    ("hidden", "embed", "named"),
+    [({}, 0, "hidden.layer_map in round 2"), ({"layer_map": "last"}, 30, "hidden.project in round 2")],
+)
+def test_activations_are_not_compared_by_the_plan_of_a_later_round(hidden: dict, embed: int, named: str) -> None:
+    changes = ({"plan.embed": embed}, {"plan.remove_layers": 1})
+    told = {"workdir": "w", "source": "s", "hidden": {"block_output": 1.0, **hidden}, "rounds": changes}
+    with pytest.raises(UserError, match=named):
+        rounds.each(settings.from_mapping(told), "float32")
