@@ -90,28 +90,28 @@ def batch_sums(
     keep = (models.matching.student_keep, models.matching.teacher_keep) if models.matching else ({}, {})
     student = run(models.student, params, remat=remat, masks=masks, keep=keep[0])
     taught: Teacher | Sparse | None = of_batch(batch)
-    of_teacher = None
+    of_teacher = own_logits = None
     if models.teacher is not None and teacher is not None:
         # A teacher that learns keeps as little for its backward pass as the student.
         of_teacher = run(models.teacher, teacher, remat=remat if correct else "none", keep=keep[1])
-        taught = of_teacher.hidden, decoder.unembedding(models.teacher, teacher)
+        own_logits = of_teacher.hidden, decoder.unembedding(models.teacher, teacher)
+        taught = own_logits if loss.teacher_terms else None
     options: dict[str, Any] = {"vocab_tokens": models.vocab_tokens, "constrain": models.constrain}
     unembed = decoder.unembedding(models.student, params)
     total, parts = chunked_loss(loss, student.hidden, unembed, labels, weights, taught, scalars=scalars, **options)
     if models.matching is not None and models.hidden:
         assert of_teacher is not None and teacher is not None, "activations are compared with a teacher that runs"
         tables = params["embed"]["table"], teacher["embed"]["table"]
-        sums = hidden_sums(
-            models.matching, student, of_teacher, weights, batch["segment_ids"], projections, tables, **options
-        )
-        added, alpha = hidden_loss(models.matching.config, sums, jax.lax.stop_gradient(total))
+        inputs = student, of_teacher, weights, batch["segment_ids"], projections, tables
+        hidden = hidden_sums(models.matching, *inputs, **options)
+        added, alpha = hidden_loss(models.matching.config, hidden, jax.lax.stop_gradient(total))
         total = total + added
-        parts = parts | {f"hidden/{name}": value for name, value in sums.items()} | {"alpha": alpha * jnp.sum(weights)}
+        parts |= {f"hidden/{name}": value for name, value in hidden.items()} | {"alpha": alpha * jnp.sum(weights)}
     metrics = {"loss": jax.lax.stop_gradient(total), "tokens": jnp.sum(weights), **parts}
     if correct:
-        assert isinstance(taught, tuple), "a teacher that learns is one that runs"
+        assert own_logits is not None, "a teacher that learns is one that runs"
         alone = LossConfig(next_token=1.0, kl=0.0, chunk=loss.chunk)
-        own, _ = chunked_loss(alone, *taught, labels, weights, **options)
+        own, _ = chunked_loss(alone, *own_logits, labels, weights, **options)
         total, metrics["teacher_next_token"] = total + own, jax.lax.stop_gradient(own)
     return total, jax.lax.stop_gradient(metrics)
 
