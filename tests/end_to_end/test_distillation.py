@@ -322,7 +322,8 @@ def test_a_teacher_that_is_not_there(
     still = runs.metrics(flow.whole("still", "train.learning_rate=0.0", "train.steps=4"))
     falling = ("loss.temperature=6.0", "loss.schedules=({'field': 'temperature', 'final': 1.5},)")
     hot = runs.metrics(flow.whole("hot", *idle, *falling))
-    assert hot[-1]["kl"] == pytest.approx(beside[-1]["kl"], rel=1e-6)
+    # A temperature that is a constant of the program divides otherwise than one that is computed, by an ulp or so.
+    assert hot[-1]["kl"] == pytest.approx(beside[-1]["kl"], abs=1e-6)
     assert all(abs(line["kl"] / other["kl"] - 1) > 1e-3 for line, other in zip(hot[:-1], beside[:-1], strict=True))
     assert still[-1]["heldout_kl"] == pytest.approx(heldout_kl(place, whole, cache), rel=1e-2)
 
