@@ -36,7 +36,7 @@ class PlanConfig:
             the accuracy on questions (`chopjax.evaluate.choices`); or `module:function`, a function of a config and its
             parameters (`chopjax.score.metric.Metric`).
         widths_by: what ranks neurons, heads and channels: `activation` (Minitron), `taylor`, `magnitude`, `random`;
-            `best` is `activation` by the aggregation that does best by `metric` on calibration rows.
+            `best` is `activation` by the aggregation that does best by `metric` on further rows of the text.
         over_batch: aggregation of activations over calibration rows; of `best`, only where sizes are still searched.
         over_sequence: aggregation of activations over the tokens of a row; likewise.
         iterations: rounds of scoring and cutting in which the widths shrink; 1 is single shot.

@@ -1,8 +1,6 @@
 """The plan that a config asks for, with `best` settled by trying the contenders on calibration rows."""
 
 import dataclasses
-import itertools
-import math
 from collections.abc import Callable, Iterable
 from functools import cache
 
@@ -18,9 +16,16 @@ from chopjax.commands.run import Run
 LAYERS: tuple[LayersBy, ...] = ("block_importance", "angular", "leave_one_out", "greedy")
 LAYERS_BY_METRIC: tuple[LayersBy, ...] = ("block_importance", "angular", "greedy")
 
-# And for widths: (over rows, over the tokens of a row). Variances are left out: what is always on has none, and so they
-# cost little on text like the calibration text and much on any other (Minitron, table 11; docs/criteria.md).
-AGGREGATIONS: tuple[Aggregation, ...] = ("l2", "mean")
+# And for widths, (over rows, over the tokens of a row): the first, unless another is clearly better. Variances are left
+# out: what is always on has none, and so they cost little on text like the calibration text and much on any other
+# (Minitron, table 11; docs/criteria.md). A mean over rows comes first, since a few odd rows rule it least.
+AGGREGATIONS: tuple[tuple[Aggregation, Aggregation], ...] = (
+    ("mean", "l2"),
+    ("mean", "mean"),
+    ("l2", "l2"),
+    ("l2", "mean"),
+)
+CLEARLY = 2.0  # standard errors of a difference over batches
 
 Trials = Callable[[], trials.Trials]
 
@@ -66,27 +71,39 @@ def _settled_widths(run: Run, wanted: PlanConfig, tried: Trials) -> PlanConfig:
         return wanted
     chosen = [
         dataclasses.replace(wanted, widths_by="activation", over_batch=rows, over_sequence=tokens)
-        for rows, tokens in itertools.product(AGGREGATIONS, repeat=2)
+        for rows, tokens in AGGREGATIONS
     ]
     # All words stay, and one step is enough to compare.
     plans = (_plan(run, dataclasses.replace(one, vocab=0, iterations=1, refit=False)) for one in chosen)
     said = (f"{', '.join(axes)} by activation ({one.over_sequence}, then {one.over_batch})" for one in chosen)
-    return _best(run, zip(chosen, plans, said, strict=True), tried)
+    return _best(run, zip(chosen, plans, said, strict=True), tried, CLEARLY)
 
 
-def _best(run: Run, contenders: Iterable[tuple[PlanConfig, Plan, str]], tried: Trials) -> PlanConfig:
-    """The first of the contenders with the least loss; plans that come out equal are tried once."""
-    losses: dict[str, float] = {}
-    best, least = None, math.inf
+def _best(
+    run: Run, contenders: Iterable[tuple[PlanConfig, Plan, str]], tried: Trials, clearly: float = 0.0
+) -> PlanConfig:
+    """The contender with the least loss, or one before it that it does not beat by so many standard errors.
+
+    Plans that come out equal are tried once.
+    """
+    known: dict[str, np.ndarray] = {}
+    best: tuple[PlanConfig, np.ndarray] | None = None
     for chosen, plan, said in contenders:
         key = dataclasses.replace(plan, reasons={}).to_json()
-        if key not in losses:
-            losses[key] = tried().loss(plan)
-        run.say(f"plan: {said}: {chosen.metric} {losses[key]:.4f}")
-        if best is None or losses[key] < least:
-            best, least = chosen, losses[key] if math.isfinite(losses[key]) else math.inf
+        sums = known[key] if key in known else known.setdefault(key, tried().sums(plan))
+        run.say(f"plan: {said}: {chosen.metric} {sums[:, 0].sum() / max(sums[:, 1].sum(), 1.0):.4f}")
+        if best is None or _beats(sums, best[1], clearly):
+            best = chosen, sums
     assert best is not None
-    return best
+    return best[0]
+
+
+def _beats(one: np.ndarray, other: np.ndarray, clearly: float) -> bool:
+    """Whether the losses [batch, (sum, tokens)] of one are less than those of the other on the same batches."""
+    if not np.isfinite(one).all() or not np.isfinite(other).all():
+        return bool(np.isfinite(one).all())
+    difference = one[:, 0] - other[:, 0]
+    return bool(difference.sum() < -clearly * np.sqrt(len(difference)) * difference.std())
 
 
 def _plan(run: Run, chosen: PlanConfig) -> Plan:

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from chopjax.axes import AROUND
 from chopjax.chop.apply import chop_config, chop_params, mask
@@ -41,28 +42,30 @@ class Trials:
         self._batches = _batches(run, fresh) if self._worth is None else []
 
     def loss(self, plan: Plan) -> float:
-        """The metric of what `plan` would keep; losses are means over calibration rows, in nats a token.
+        """The metric of what `plan` would keep; losses are means over calibration rows, in nats a token."""
+        total, tokens = self.sums(plan).sum(0)
+        return float(total / max(tokens, 1.0))
+
+    def sums(self, plan: Plan) -> Float[np.ndarray, "batches sum_and_tokens=2"]:
+        """Of each calibration batch, the sum of the loss and its tokens; of a metric that is no loss, one value and 1.
 
         Neither a refit nor head residuals are tried. Merged heads are other weights, so there is no mask for them: such
         a plan is carried out, and so is any plan where the metric is a function of a chopped model.
         """
         if self._worth is not None:
-            return self._worth(*self._chopped(plan))
+            return np.asarray([[self._worth(*self._chopped(plan)), 1.0]])
         if any(isinstance(edit, MergeKvHeads) for edit in plan.edits):
-            return self._mean(*self._chopped(plan))
+            return self._sums(*self._chopped(plan))
         masks = jax.device_put(all_masks(plan), replicated(self._run.mesh))
-        return self._mean(self._config, self._params, masks)
+        return self._sums(self._config, self._params, masks)
 
-    def _mean(self, config: ModelConfig, params: Params, masks: Masks | None = None) -> float:
+    def _sums(self, config: ModelConfig, params: Params, masks: Masks | None = None) -> np.ndarray:
         name = self._run.settings.plan.metric
         options = score.loss_options(self._run) | {"masks": masks}
         if name == "kl":
             options |= {"teacher_config": self._config, "teacher_params": self._params}
-        total = tokens = 0.0
-        for batch in self._batches:
-            sums = batch_sums(config, params, calibration.rows_of(batch), **options)
-            total, tokens = total + float(sums[name]), tokens + float(sums["tokens"])
-        return total / max(tokens, 1.0)
+        found = (batch_sums(config, params, calibration.rows_of(batch), **options) for batch in self._batches)
+        return np.asarray([[float(sums[name]), float(sums["tokens"])] for sums in found])
 
     def _chopped(self, plan: Plan) -> tuple[ModelConfig, Params]:
         params = chop_params(plan, declare(self._config), self._params)

@@ -15,7 +15,7 @@ from end_to_end.runs import Death
 
 from chopjax.commands import cache_teacher, cli
 from chopjax.commands.run import Run
-from chopjax.data.batches import Batches
+from chopjax.data.batches import Batches, spread
 from chopjax.data.rows import Rows
 from chopjax.distill import targets
 from chopjax.errors import UserError
@@ -106,6 +106,11 @@ def test_what_is_kept_is_what_the_teacher_says(place: runs.Place, top: pathlib.P
     assert abs(drawn.sum(1)[kept].mean() - expected_mean.mean()) < 4 * np.sqrt(spread.sum() / 6) / kept.sum()
 
 
+def evaluated(run: Run, heldout: Rows) -> np.ndarray:
+    """The held-out rows that evaluation reads."""
+    return spread([len(heldout)], run.settings.evaluate.rows)[0]
+
+
 def check_same(place: runs.Place, ours: pathlib.Path, theirs: pathlib.Path, asked: tuple[str, ...]) -> None:
     """The same tokens, drawn as often; probabilities and entropies to one step of their scale.
 
@@ -117,7 +122,7 @@ def check_same(place: runs.Place, ours: pathlib.Path, theirs: pathlib.Path, aske
         run = run_of(place, workdir, *asked)
         batches = Batches(cache_teacher.mixture(run), 1, run.settings.seed, threads=0)
         (heldout,) = cache_teacher.heldout(run).values()
-        found.append([*itertools.islice(batches, 32), *itertools.islice(heldout, run.settings.evaluate.rows)])
+        found.append([*itertools.islice(batches, 32), *(heldout[int(row)] for row in evaluated(run, heldout))])
     for one, other in zip(*found, strict=True):
         np.testing.assert_array_equal(one["target_ids"], other["target_ids"])
         np.testing.assert_allclose(one["target_probs"], other["target_probs"], rtol=8e-3 if asked is TOP else 0)
@@ -195,8 +200,9 @@ def test_held_out_rows_have_targets_too(place: runs.Place, top: pathlib.Path) ->
     ((name, rows),) = cache_teacher.heldout(run).items()
     plain = run.student_data.heldout()[name]
     assert isinstance(plain, Rows) and len(rows) == len(plain)
-    for index in range(min(len(rows), run.settings.evaluate.rows)):
-        assert (rows[index]["target_ids"][:, 0] >= 0).any()
+    assert len(evaluated(run, rows)) == min(len(rows), run.settings.evaluate.rows)
+    for index in evaluated(run, rows):
+        assert (rows[int(index)]["target_ids"][:, 0] >= 0).any()
 
 
 @pytest.mark.parametrize(
