@@ -37,6 +37,9 @@ class _Unpinned:
     def size(self, mesh_axes: tuple[str, ...]) -> int:
         return 1
 
+    def holding(self, *axes: str) -> "_Unpinned":
+        return self
+
     def manual(self, function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
         return function
 

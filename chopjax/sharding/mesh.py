@@ -121,6 +121,7 @@ class Constrain:
     Attributes:
         mesh: the mesh.
         fallbacks: axes whose fallback is permitted.
+        whole: axes that are held whole, whatever the rules say.
         kernel: what computes the attention of tokens that are in order: `splash`, `reference`, or `auto` for splash
             where the mesh is of TPUs. Splash on other devices is interpreted, which is slow.
     """
@@ -128,6 +129,11 @@ class Constrain:
     mesh: Mesh | AbstractMesh
     fallbacks: tuple[str, ...] = ()
     kernel: Kernel = "auto"
+    whole: tuple[str, ...] = ()
+
+    def holding(self, *axes: str) -> "Constrain":
+        """The same for arrays that are held whole along some axes."""
+        return dataclasses.replace(self, whole=axes)
 
     def __call__(self, array: Array, names: tuple[str | None, ...]) -> Array:
         """`array`, pinned.
@@ -135,6 +141,7 @@ class Constrain:
         Raises:
             UserError: a size does not divide and no fallback is permitted.
         """
+        names = tuple(None if name in self.whole else name for name in names)
         pinned = NamedSharding(self.mesh, spec(names, array.shape, self.mesh.shape, self.fallbacks))
         return jax.lax.with_sharding_constraint(array, pinned)
 
@@ -169,7 +176,8 @@ class Constrain:
 
     def parts(self, axis: str) -> tuple[str, ...]:
         """The mesh axes that an axis of this name is split over, those of one device left out."""
-        return tuple(mesh_axis for mesh_axis in RULES[axis] if self.mesh.shape[mesh_axis] > 1)
+        split = () if axis in self.whole else RULES[axis]
+        return tuple(mesh_axis for mesh_axis in split if self.mesh.shape[mesh_axis] > 1)
 
     def size(self, mesh_axes: tuple[str, ...]) -> int:
         """Number of devices along all of these mesh axes."""

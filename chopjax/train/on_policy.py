@@ -40,7 +40,7 @@ def sampled_batch(
     batch: Mapping[str, Array],
     key: Array,
     on_policy: OnPolicyConfig,
-    constrain: Constrain = unpinned,
+    constrain: Any = unpinned,
     compute_dtype: str = "bfloat16",
     vocab_tokens: int | None = None,
     eos: Sequence[int] = (),
@@ -77,6 +77,7 @@ def sampled_batch(
     params = jax.tree.map(lambda x: jax.lax.stop_gradient(x).astype(compute_dtype), params)
     if on_policy.gather:
         params = _gathered(config, params, constrain)
+        constrain = constrain.holding("embed")
     ending = jnp.asarray(tuple(eos), jnp.int32)
     prompts = _prompts(batch, on_policy.prompt, ending)
     sampling = Sampling(on_policy.temperature, on_policy.top_k, on_policy.top_p)
