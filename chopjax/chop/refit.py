@@ -30,8 +30,9 @@ from jaxtyping import Array, Float, Int
 from chopjax.axes import flatten, unflatten
 from chopjax.chop.plan import Plan
 from chopjax.errors import UserError
-from chopjax.models.block import RESIDUAL, Block, Constrain, unpinned
+from chopjax.models.block import Block
 from chopjax.models.config import ModelConfig
+from chopjax.models.constrain import RESIDUAL, Constrain, unpinned
 from chopjax.models.decoder import Params, bind, places
 
 Batch = Mapping[str, Array]

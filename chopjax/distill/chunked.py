@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from chopjax.distill import divergences
 from chopjax.distill.columns import Columns
 from chopjax.distill.divergences import Side
+from chopjax.models.constrain import Constrain
 
 Parts = dict[str, Array]
 Scalars = dict[str, Float[Array, ""]]
@@ -56,7 +57,7 @@ class Terms:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def sums(
     terms: Terms,
-    pin: Any,
+    pin: Constrain,
     student: tuple[Float[Array, "batch length embed"], Float[Array, "embed vocab"]],
     tokens: dict[str, Array],
     teacher_unembed: Float[Array, "teacher_embed vocab"] | None,
@@ -74,7 +75,7 @@ def sums(
 
 def by_token(
     terms: Terms,
-    pin: Any,
+    pin: Constrain,
     student: tuple[Array, Array],
     tokens: dict[str, Array],
     teacher_unembed: Array | None,
@@ -92,7 +93,7 @@ def by_token(
 
 
 def _sums_and_gradients(
-    terms: Terms, pin: Any, student: Any, tokens: Any, teacher_unembed: Any, scalars: Scalars
+    terms: Terms, pin: Constrain, student: Any, tokens: Any, teacher_unembed: Any, scalars: Scalars
 ) -> tuple[tuple[Array, Parts], tuple[Array, Array]]:
     parts, (d_hidden, d_unembed) = _on_mesh(terms, pin, student, tokens, teacher_unembed, scalars, gradients=True)
     d_unembed = d_unembed[:, : student[1].shape[1]]
@@ -100,7 +101,7 @@ def _sums_and_gradients(
 
 
 def _scale_gradients(
-    terms: Terms, pin: Any, gradients: tuple[Array, Array], cotangent: tuple[Array, Parts]
+    terms: Terms, pin: Constrain, gradients: tuple[Array, Array], cotangent: tuple[Array, Parts]
 ) -> tuple[tuple[Array, Array], None, None, None]:
     total, _ = cotangent  # the parts are for reports
     d_hidden, d_unembed = ((gradient.astype(jnp.float32) * total).astype(gradient.dtype) for gradient in gradients)
@@ -111,7 +112,7 @@ sums.defvjp(_sums_and_gradients, _scale_gradients)
 
 
 def _on_mesh(
-    terms: Terms, pin: Any, student: Any, tokens: Any, teacher_unembed: Any, scalars: Scalars, gradients: bool
+    terms: Terms, pin: Constrain, student: Any, tokens: Any, teacher_unembed: Any, scalars: Scalars, gradients: bool
 ) -> tuple[Parts, Any]:
     """Sums of the parts, and the gradients by hidden states and unembedding, its padded columns included."""
 
@@ -148,7 +149,7 @@ def _on_mesh(
 class _Device:
     """What one device does: its rows, its columns, and what it has to ask of others."""
 
-    def __init__(self, terms: Terms, pin: Any, unembeds: dict[str, Array], scalars: Scalars) -> None:
+    def __init__(self, terms: Terms, pin: Constrain, unembeds: dict[str, Array], scalars: Scalars) -> None:
         self._terms, self._unembeds, self._scalars = terms, unembeds, scalars
         rows, columns = pin.parts("batch"), pin.parts(COLUMNS)
         self._shards = pin.size(rows)
@@ -274,7 +275,7 @@ def _total(terms: Terms, parts: Parts, scalars: Scalars) -> Float[Array, ""]:
     return total
 
 
-def _inputs(pin: Any, student: Any, tokens: Any, teacher_unembed: Any) -> tuple[dict[str, Array], ...]:
+def _inputs(pin: Constrain, student: Any, tokens: Any, teacher_unembed: Any) -> tuple[dict[str, Array], ...]:
     """All by token; and the unembeddings, with columns for an even split."""
     hidden, unembed = student
     unembeds = {"student": unembed} | ({} if teacher_unembed is None else {"teacher": teacher_unembed})
@@ -284,7 +285,7 @@ def _inputs(pin: Any, student: Any, tokens: Any, teacher_unembed: Any) -> tuple[
     return tokens | {"hidden": hidden}, unembeds
 
 
-def _manual(pin: Any, on_device: Any, outputs: Any) -> Any:
+def _manual(pin: Constrain, on_device: Any, outputs: Any) -> Any:
     return pin.manual(on_device, (("batch",), (None, COLUMNS), ()), outputs)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from chopjax.distill.hidden_config import LAYER_TERMS, HiddenConfig
 from chopjax.distill.matching import Matching
 from chopjax.distill.relations import relation_divergence
-from chopjax.models.block import unpinned
+from chopjax.models.constrain import Constrain, unpinned
 from chopjax.models.decoder import Output
 
 # Rows of the embedding tables that are compared at one time.
@@ -36,7 +36,7 @@ def hidden_sums(
     tables: Tables | None = None,
     *,
     vocab_tokens: int | None = None,
-    constrain: Any = unpinned,
+    constrain: Constrain = unpinned,
 ) -> dict[str, Float[Array, ""]]:
     """Each term that has a weight, before that weight: summed over pairs of layers and, weighted, over tokens.
 
@@ -229,7 +229,7 @@ def _tables_sum(
     student: Float[Array, "vocab embed"],
     teacher: Float[Array, "vocab teacher_embed"],
     kernel: Array | None,
-    constrain: Any,
+    constrain: Constrain,
 ) -> Float[Array, ""]:
     """Σ (E_t − E_s W)² in chunks of rows, which the devices share evenly; rows added to fill up count 0."""
     vocab = student.shape[0]

@@ -1,7 +1,5 @@
 """The training loss on logits: next token, divergences from a teacher and z-loss, without a logits array."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -11,7 +9,7 @@ from chopjax.distill.config import LossConfig
 from chopjax.distill.schedules import scalars as constants
 from chopjax.distill.targets import Sparse
 from chopjax.errors import UserError
-from chopjax.models.block import unpinned
+from chopjax.models.constrain import Constrain, unpinned
 
 Teacher = tuple[Float[Array, "batch length teacher_embed"], Float[Array, "teacher_embed teacher_vocab"]]
 """The teacher's final hidden states and its unembedding, in its own dtype."""
@@ -27,7 +25,7 @@ def chunked_loss(
     *,
     scalars: dict[str, Float[Array, ""]] | None = None,
     vocab_tokens: int | None = None,
-    constrain: Any = unpinned,
+    constrain: Constrain = unpinned,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Sums of the losses over all tokens, each weighted by `weights`; divide by `weights.sum()` for a mean.
 
@@ -73,7 +71,7 @@ def token_losses(
     teacher: Teacher | Sparse | None = None,
     *,
     vocab_tokens: int | None = None,
-    constrain: Any = unpinned,
+    constrain: Constrain = unpinned,
 ) -> dict[str, Float[Array, "batch length"]]:
     """The terms of `chunked_loss` for each token, unweighted, for who sums by row or by choice. Forward only.
 

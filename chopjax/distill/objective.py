@@ -16,8 +16,9 @@ from chopjax.distill.losses import Teacher, chunked_loss
 from chopjax.distill.matching import Matching
 from chopjax.distill.targets import Sparse, of_batch
 from chopjax.models import decoder
-from chopjax.models.block import Masks, unpinned
+from chopjax.models.block import Masks
 from chopjax.models.config import ModelConfig
+from chopjax.models.constrain import Constrain, unpinned
 
 PROJECTIONS = "projections"
 
@@ -43,7 +44,7 @@ class Models:
     student: ModelConfig
     teacher: ModelConfig | None = None
     vocab_tokens: int | None = None
-    constrain: Any = unpinned
+    constrain: Constrain = unpinned
     matching: Matching | None = None
 
     @property
@@ -116,6 +117,6 @@ def batch_sums(
     return total, jax.lax.stop_gradient(metrics)
 
 
-def _forward(batch: Batch, constrain: Any, config: ModelConfig, params: Params, **options: Any) -> decoder.Output:
+def _forward(batch: Batch, constrain: Constrain, config: ModelConfig, params: Params, **options: Any) -> decoder.Output:
     inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
     return decoder.forward(config, params, *inputs, constrain=constrain, **options)

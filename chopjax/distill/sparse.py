@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from chopjax.distill.targets import Sparse
 from chopjax.errors import UserError
-from chopjax.models.block import unpinned
+from chopjax.models.constrain import Constrain, unpinned
 
 
 @jax.tree_util.register_dataclass
@@ -65,7 +64,7 @@ def top_tokens(
     temperature: float = 1.0,
     vocab_tokens: int | None = None,
     chunk: int = 512,
-    constrain: Any = unpinned,
+    constrain: Constrain = unpinned,
 ) -> TopTokens:
     """The k most probable tokens at each position, and what is left to all others.
 
@@ -102,7 +101,7 @@ def draw_tokens(
     temperature: float = 1.0,
     vocab_tokens: int | None = None,
     chunk: int = 512,
-    constrain: Any = unpinned,
+    constrain: Constrain = unpinned,
 ) -> Draws:
     """Independent draws from the teacher's distribution at each position (arXiv:2503.16870, section 4).
 
@@ -154,7 +153,7 @@ def _by_chunk(
     temperature: float,
     tokens: int,
     chunk: int,
-    pin: Any,
+    pin: Constrain,
 ) -> tuple[Array, ...]:
     """`of_chunk` of the float32 log-probabilities [batch, position, vocab] of some positions of all rows, and of the
     same positions of `others`; the results put together along the length."""

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from chopjax.errors import UserError
-from chopjax.models.block import KEYS, Constrain, KeysValues, unpinned
+from chopjax.models.block import KeysValues
 from chopjax.models.config import ModelConfig
+from chopjax.models.constrain import KEYS, Constrain, unpinned
 from chopjax.models.decoder import Cache, Output, Params, forward, init_cache, logits
 
 # Prompts are filled up to a multiple of this, so that prompts of about the same length share a compilation.

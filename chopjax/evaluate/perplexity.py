@@ -20,8 +20,9 @@ from chopjax.data.labels import next_token_labels
 from chopjax.distill.losses import LossConfig, chunked_loss
 from chopjax.distill.targets import of_batch
 from chopjax.errors import UserError
-from chopjax.models.block import Constrain, Masks, unpinned
+from chopjax.models.block import Masks
 from chopjax.models.config import ModelConfig
+from chopjax.models.constrain import Constrain, unpinned
 from chopjax.models.decoder import Params, forward, unembedding
 
 Model = tuple[ModelConfig, Params]

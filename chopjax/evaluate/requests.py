@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from chopjax.data.tokenize import Tokenizer
 from chopjax.distill.losses import LossConfig, token_losses
 from chopjax.errors import UserError
-from chopjax.models.block import Constrain, unpinned
 from chopjax.models.config import ModelConfig
+from chopjax.models.constrain import Constrain, unpinned
 from chopjax.models.decoder import Params, forward, unembedding
 
 Batch = Mapping[str, np.ndarray]

@@ -8,49 +8,16 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from chopjax.models.attention import Places, attention
+from chopjax.models.attention import Places
 from chopjax.models.config import LayerKind, ModelConfig
+from chopjax.models.constrain import KEYS, QUERIES, RESIDUAL, Constrain
 from chopjax.models.layers import Leaves, Linear, Mlp, Norm, masked
 from chopjax.models.rope import rotate
-
-Constrain = Callable[[Array, tuple[str | None, ...]], Array]
-"""Pins an activation's sharding by the names of its axes; the identity where there is no mesh.
-
-It may have an attribute `attention`, a function with the arguments of `models.attention.attention` that then takes its
-place: a kernel has to be told how the mesh splits it.
-"""
 
 Masks = Mapping[str, Any]
 """Axis name → float32, 1 where kept and 0 where dropped, shaped like the axis after those around it; for all axes but
 `vocab` it may be wrapped in `models.layers.StraightThrough`."""
 
-
-class _Unpinned:
-    """What `sharding.mesh.Constrain` is, where there is no mesh."""
-
-    def __call__(self, array: Array, axes: tuple[str | None, ...]) -> Array:
-        return array
-
-    def parts(self, axis: str) -> tuple[str, ...]:
-        return ()
-
-    def size(self, mesh_axes: tuple[str, ...]) -> int:
-        return 1
-
-    def holding(self, *axes: str) -> "_Unpinned":
-        return self
-
-    def manual(self, function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
-        return function
-
-
-unpinned = _Unpinned()
-"""The `Constrain` where there is no mesh."""
-
-
-RESIDUAL = ("batch", "length", "embed")
-QUERIES = ("batch", "length", "kv_heads", "q_per_kv", "head_dim")
-KEYS = ("batch", "length", "kv_heads", "head_dim")
 
 # The named activations of a block, in the order in which they are made.
 ACTIVATION_AXES: Mapping[str, tuple[str, ...]] = {
@@ -113,7 +80,7 @@ class Attention(nnx.Module):
             k = jax.lax.dynamic_update_slice(cache.k, k.astype(cache.k.dtype), at)
             v = jax.lax.dynamic_update_slice(cache.v, v.astype(cache.v.dtype), at)
             cache = KeysValues(k, v, cache.start + x.shape[1])
-        attend = functools.partial(getattr(constrain, "attention", attention), in_order=cache is None)
+        attend = functools.partial(constrain.attention, in_order=cache is None)
         return self._attend(attend, q, k, v, tokens, kind), cache, own
 
     def _attend(

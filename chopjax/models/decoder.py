@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from chopjax.axes import flatten, unflatten
 from chopjax.models.attention import Places
-from chopjax.models.block import RESIDUAL, Block, Constrain, KeysValues, Masks, Tokens, masked, unpinned
+from chopjax.models.block import Block, KeysValues, Masks, Tokens, masked
 from chopjax.models.config import ModelConfig
+from chopjax.models.constrain import RESIDUAL, Constrain, unpinned
 from chopjax.models.kept import Keep, empty, put, slot_of_layer
 from chopjax.models.layers import PRODUCT, Norm, parameter
 from chopjax.models.lookup import lookup

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from chopjax.models.block import ACTIVATION_AXES, Constrain
+from chopjax.models.block import ACTIVATION_AXES
+from chopjax.models.constrain import Constrain
 
 Keep = Mapping[str, tuple[int, ...]]
 """Name of an activation (`models.block.ACTIVATION_AXES`) → ascending layers, from 0, of which it is kept."""

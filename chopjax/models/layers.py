@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from chopjax.axes import Leaf, Role
 from chopjax.models.config import ModelConfig
+from chopjax.models.constrain import Constrain, unpinned
 
 Leaves = Mapping[str, Any]
 
@@ -31,10 +32,6 @@ def parameter(leaf: Leaf, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(config.initializer_range * jax.random.normal(rngs.params(), shape, jnp.float32))
 
 
-Pin = Callable[[Array, tuple[str | None, ...]], Array]
-"""Pins an array's sharding by the names of its axes (`models.block.Constrain`)."""
-
-
 class Gathered(NamedTuple):
     """How a kernel is made whole along `embed` for a product, and its gradient split again.
 
@@ -46,8 +43,8 @@ class Gathered(NamedTuple):
         axes: the kernel's axes.
     """
 
-    pin: Pin
-    axes: tuple[str, ...]
+    pin: Constrain = unpinned
+    axes: tuple[str, ...] = ()
 
     def whole(self, kernel: Array) -> Array:
         """The kernel as products need it."""
@@ -58,12 +55,15 @@ class Gathered(NamedTuple):
         return self.pin(gradient, self.axes)
 
 
+ALONE = Gathered()  # one device holds the kernel whole
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def product(
     x: Float[Array, "batch length *inputs"],
     kernel: Float[Array, "*inputs_outputs"],
     contracted: int,
-    gathered: Gathered | None = None,
+    gathered: Gathered = ALONE,
 ) -> Float[Array, "batch length *outputs"]:
     """`jnp.tensordot` over `contracted` axes, with the kernel's gradient made in the kernel's own axis order.
 
@@ -73,26 +73,24 @@ def product(
     On a mesh the kernel is `gathered` for the product and again for the backward pass, and its gradient is
     reduce-scattered: JAX's own gradient of a gathered kernel is all-reduced, which is twice as much to send.
     """
-    return jnp.tensordot(x, gathered.whole(kernel) if gathered else kernel, axes=contracted)
+    return jnp.tensordot(x, gathered.whole(kernel), axes=contracted)
 
 
-def _product_forward(
-    x: Array, kernel: Array, contracted: int, gathered: Gathered | None
-) -> tuple[Array, tuple[Array, Array]]:
+def _product_forward(x: Array, kernel: Array, contracted: int, gathered: Gathered) -> tuple[Array, tuple[Array, Array]]:
     return product(x, kernel, contracted, gathered), (x, kernel)
 
 
 def _product_backward(
-    contracted: int, gathered: Gathered | None, kept: tuple[Array, Array], d_y: Array
+    contracted: int, gathered: Gathered, kept: tuple[Array, Array], d_y: Array
 ) -> tuple[Array, Array]:
     x, kernel = kept
-    kernel = gathered.whole(kernel) if gathered else kernel
+    kernel = gathered.whole(kernel)
     outputs = kernel.ndim - contracted
     of_y, of_kernel = tuple(range(d_y.ndim - outputs, d_y.ndim)), tuple(range(contracted, kernel.ndim))
     d_x = jax.lax.dot_general(d_y, kernel, ((of_y, of_kernel), ((), ())))
     tokens = tuple(range(x.ndim - contracted))
     d_kernel = jax.lax.dot_general(x, d_y, ((tokens, tokens), ((), ())))
-    return d_x, gathered.split(d_kernel) if gathered else d_kernel
+    return d_x, gathered.split(d_kernel)
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -124,10 +122,9 @@ class Linear(nnx.Module):
         self.bias = parameter(leaves["bias"], config, rngs) if "bias" in leaves else None
 
     def __call__(
-        self, x: Float[Array, "batch length *inputs"], pin: Pin | None = None
+        self, x: Float[Array, "batch length *inputs"], pin: Constrain = unpinned
     ) -> Float[Array, "batch length *outputs"]:
-        gathered = Gathered(pin, self.axes) if pin else None
-        y = checkpoint_name(product(x, self.kernel[...], self.contracted, gathered), PRODUCT)
+        y = checkpoint_name(product(x, self.kernel[...], self.contracted, Gathered(pin, self.axes)), PRODUCT)
         return y if self.bias is None else y + jnp.broadcast_to(self.bias[...], y.shape)
 
 
@@ -172,7 +169,9 @@ class Mlp(nnx.Module):
         self.up = Linear(leaves["up"], config, rngs)
         self.down = Linear(leaves["down"], config, rngs)
 
-    def hidden(self, x: Float[Array, "batch length embed"], pin: Pin | None = None) -> Float[Array, "batch length mlp"]:
+    def hidden(
+        self, x: Float[Array, "batch length embed"], pin: Constrain = unpinned
+    ) -> Float[Array, "batch length mlp"]:
         """The input of the down projection: what Minitron scores as a neuron's activation."""
         if self.gate is None:
             return self.activation(self.up(x, pin))

@@ -1,15 +1,16 @@
 """Rows of the embedding table, looked up where the table lies."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from chopjax.models.constrain import Constrain
+
 
 def lookup(
-    table: Float[Array, "vocab embed"], tokens: Int[Array, "batch length"], constrain: Any
+    table: Float[Array, "vocab embed"], tokens: Int[Array, "batch length"], constrain: Constrain
 ) -> Float[Array, "batch length embed"]:
     """`table[tokens]`; the gradient of the table is summed in float32.
 
@@ -20,7 +21,7 @@ def lookup(
     Args:
         table: the embedding table.
         tokens: token ids.
-        constrain: the mesh (`models.block.Constrain`).
+        constrain: the mesh (`models.constrain.Constrain`).
     """
     rows, columns = constrain.parts("vocab"), constrain.parts("embed")
     even = table.shape[0] % constrain.size(rows) == 0 and table.shape[1] % constrain.size(columns) == 0

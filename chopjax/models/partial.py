@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from chopjax.models.block import RESIDUAL, Constrain, Tokens, unpinned
+from chopjax.models.block import Tokens
 from chopjax.models.config import ModelConfig
+from chopjax.models.constrain import RESIDUAL, Constrain, unpinned
 from chopjax.models.decoder import Decoder, Params, bind, places
 
 

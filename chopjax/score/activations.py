@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from chopjax.models.block import Constrain, Masks, unpinned
+from chopjax.models.block import Masks
 from chopjax.models.config import ModelConfig
+from chopjax.models.constrain import Constrain, unpinned
 from chopjax.models.decoder import Params, forward
 from chopjax.score.aggregate import finish
 from chopjax.score.file import HALVES

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int
 from chopjax.data.labels import next_token_labels
 from chopjax.distill.losses import LossConfig, token_losses
 from chopjax.errors import UserError
-from chopjax.models.block import Constrain, unpinned
 from chopjax.models.config import ModelConfig
+from chopjax.models.constrain import Constrain, unpinned
 from chopjax.models.decoder import Params, unembedding
 from chopjax.models.partial import enter, leave, run_layers
 from chopjax.score.candidates import SCORED, LossMetric, Removal, dense_name, mean_losses, one_by_one, without_name

@@ -16,8 +16,8 @@ from chopjax.axes import flatten
 from chopjax.data.labels import next_token_labels
 from chopjax.distill.config import LossConfig
 from chopjax.distill.losses import chunked_loss
-from chopjax.models.block import Constrain, unpinned
 from chopjax.models.config import ModelConfig
+from chopjax.models.constrain import Constrain, unpinned
 from chopjax.models.decoder import Params, forward, unembedding
 from chopjax.models.parameters import declare
 from chopjax.score.file import HALVES

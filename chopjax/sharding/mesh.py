@@ -14,13 +14,12 @@ from chopjax.axes import Leaf, Sizes, unflatten
 from chopjax.errors import UserError
 from chopjax.models.attention import Places, attention
 from chopjax.models.config import ModelConfig
+from chopjax.models.constrain import KEYS, QUERIES
 from chopjax.models.parameters import declare
 from chopjax.models.splash import splash_attention
 from chopjax.sharding.rules import MESH_AXES, RULES, MeshConfig, assign
 
 Kernel = Literal["auto", "reference", "splash"]
-KEYS = ("batch", "length", "kv_heads", "head_dim")
-QUERIES = ("batch", "length", "kv_heads", "q_per_kv", "head_dim")
 
 
 def join_processes(config: MeshConfig) -> None:

@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Int
 from chopjax.axes import flatten, unflatten
 from chopjax.distill.on_policy_config import OnPolicyConfig, check_length
 from chopjax.evaluate.generate import Prompts, Sampling, continued
-from chopjax.models.block import Constrain, unpinned
 from chopjax.models.config import ModelConfig
+from chopjax.models.constrain import Constrain, unpinned
 from chopjax.models.decoder import Params
 from chopjax.models.parameters import declare
 from chopjax.sharding.mesh import batch_sharding, replicated
@@ -40,7 +40,7 @@ def sampled_batch(
     batch: Mapping[str, Array],
     key: Array,
     on_policy: OnPolicyConfig,
-    constrain: Any = unpinned,
+    constrain: Constrain = unpinned,
     compute_dtype: str = "bfloat16",
     vocab_tokens: int | None = None,
     eos: Sequence[int] = (),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from chopjax.models.block import unpinned
+from chopjax.models.constrain import unpinned
 from chopjax.models.lookup import lookup
 from chopjax.sharding.mesh import Constrain, make_mesh
 from chopjax.sharding.rules import MeshConfig

@@ -14,8 +14,8 @@ from chopjax.chop.apply import chop_config, chop_params
 from chopjax.chop.plan import Plan
 from chopjax.errors import UserError
 from chopjax.evaluate import perplexity
-from chopjax.models.block import unpinned
 from chopjax.models.config import ModelConfig
+from chopjax.models.constrain import unpinned
 from chopjax.models.parameters import declare
 from chopjax.score import candidates
 from chopjax.score.removal import batch_sums, greedy, layer_evaluations, leave_out

@@ -14,8 +14,8 @@ from chopjax.distill.config import LossConfig
 from chopjax.distill.objective import Models
 from chopjax.errors import UserError
 from chopjax.models import decoder
-from chopjax.models.block import unpinned
 from chopjax.models.config import ModelConfig
+from chopjax.models.constrain import unpinned
 from chopjax.models.parameters import declare
 from chopjax.sharding.mesh import Constrain, make_mesh, param_shardings, replicated
 from chopjax.sharding.rules import MeshConfig
