@@ -28,9 +28,6 @@ from chopjax.train.state import TrainState, state_shardings
 CHECKPOINTS, DENSE = "checkpoints", "checkpoints_before_chop"
 STAGE = Stage("train", (CHECKPOINTS,), resumable=True)
 
-# Where a cache lies, and in what pieces: each record is of given tokens and a given teacher.
-WITHOUT_EFFECT = ("cache.path", "cache.shard_rows", "cache.rows", "on_policy.gather")
-
 # Before the chop the student is the source, so there is nothing to distil: plain next-token loss.
 DENSE_LOSS = LossConfig(next_token=1.0, kl=0.0)
 
@@ -189,8 +186,7 @@ def _known(run: Run) -> dict[str, Any]:
     """Of the identity, what is known before any text is read."""
     sections = ("seed", "train", "optimizer", "loss", "hidden", "cache", "correction", "on_policy", "data", "dimchop")
     teacher = {"teacher": "none" if teacher_place(run) == "none" else run.teacher_print}
-    known = run.settings.identity(*sections) | planning.inputs(run) | teacher
-    return {name: value for name, value in known.items() if name not in WITHOUT_EFFECT}
+    return run.settings.identity(*sections) | planning.inputs(run) | teacher
 
 
 def _check_settings(run: Run) -> None:

@@ -43,6 +43,11 @@ WITHOUT_EFFECT = frozenset(
         "train.wandb",
         "data.threads",
         "data.prefetch",
+        # Where a cache lies, and in what pieces: each record is of given tokens and a given teacher.
+        "cache.path",
+        "cache.shard_rows",
+        "cache.rows",
+        "on_policy.gather",
     }
 )
 
