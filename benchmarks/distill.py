@@ -122,7 +122,7 @@ def calls(options: argparse.Namespace) -> tuple[dict[str, dict[str, Callable[[],
             return call
 
         return {
-            "plain": side(Models(student), LossConfig(next_token=1.0, kl=0.0, chunk=options.chunk), None),
+            "plain": side(Models(student), LossConfig.plain(options.chunk), None),
             "distillation": side(Models(student, config), LossConfig(kl=1.0, chunk=options.chunk), teacher),
         }
 

@@ -44,7 +44,7 @@ def _work(run: Run) -> None:
 def _phase(run: Run) -> Phase:
     steps = run.settings.correction.steps
     optimizer = training.correction_optimizer(run, steps)
-    loss = LossConfig(next_token=1.0, kl=0.0, chunk=run.settings.loss.chunk)
+    loss = LossConfig.plain(run.settings.loss.chunk)
     config = run.teacher_config
     return Phase(CHECKPOINTS, config, loss, steps, functools.partial(_fresh, run), optimizer, metrics=METRICS)
 

@@ -19,7 +19,7 @@ from chopjax.commands.stages import Stage
 from chopjax.distill import cache_config, on_policy_config
 from chopjax.distill.config import LossConfig
 from chopjax.distill.matching import Matching, match
-from chopjax.distill.objective import PROJECTIONS
+from chopjax.distill.objective import of_model
 from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.train.config import OptimizerConfig
@@ -27,9 +27,6 @@ from chopjax.train.state import TrainState, state_shardings
 
 CHECKPOINTS, DENSE = "checkpoints", "checkpoints_before_chop"
 STAGE = Stage("train", (CHECKPOINTS,), resumable=True)
-
-# Before the chop the student is the source, so there is nothing to distil: plain next-token loss.
-DENSE_LOSS = LossConfig(next_token=1.0, kl=0.0)
 
 
 def make(run: Run) -> None:
@@ -62,7 +59,7 @@ def trained_params(run: Run) -> tuple[int, dict[str, Any]]:
     params = restored.state.params
     if phase.dimchop is not None:
         params, _ = phase.dimchop.apply(params, restored.state.opt_state)
-    return restored.step, {name: part for name, part in params.items() if name != PROJECTIONS}
+    return restored.step, of_model(params)
 
 
 def dense_phase(run: Run) -> Phase:
@@ -73,7 +70,8 @@ def dense_phase(run: Run) -> Phase:
         chosen = run.settings.plan
         targets = {axis: getattr(chosen, axis) for axis in axes_to_score(chosen, source.sizes)}
         dimchop = DimChop(run.settings.dimchop, source, steps, targets)
-    loss, optimizer = dataclasses.replace(DENSE_LOSS, chunk=run.settings.loss.chunk), _optimizer(run)
+    # The student is the source still, so there is nothing to distil.
+    loss, optimizer = LossConfig.plain(run.settings.loss.chunk), _optimizer(run)
     begin = functools.partial(training.fresh, run, run.source, optimizer, dimchop)
     return Phase(DENSE, source, loss, steps, begin, optimizer, dimchop)
 

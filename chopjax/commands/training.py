@@ -14,7 +14,7 @@ from chopjax.commands.run import Run
 from chopjax.commands.watch import Watch
 from chopjax.data.batches import Batches
 from chopjax.distill.matching import Matching
-from chopjax.distill.objective import PROJECTIONS, Models
+from chopjax.distill.objective import Models, of_model
 from chopjax.distill.projections import init_projections
 from chopjax.errors import UserError
 from chopjax.hf.checkpoint import Checkpoint
@@ -170,7 +170,7 @@ def _compiled(run: Run, phase: Phase, teacher_params: Any) -> jax.stages.Wrapped
 
 def _sampler(run: Run, phase: Phase, state: TrainState) -> Before:
     """Puts what the student writes in the place of some batches."""
-    shardings = jax.tree.map(lambda p: p.sharding, _without_projections(state.params))
+    shardings = jax.tree.map(lambda p: p.sharding, of_model(state.params))
     sample = on_policy.compile_sampler(
         phase.config,
         phase.on_policy,
@@ -185,7 +185,7 @@ def _sampler(run: Run, phase: Phase, state: TrainState) -> Before:
 
     def before(done: int, state: TrainState, batch: dict[str, Any]) -> dict[str, Any]:
         if on_policy.is_sampled(run.settings.seed, done, phase.on_policy.share):
-            return sample(_without_projections(state.params), state.step, batch)
+            return sample(of_model(state.params), state.step, batch)
         # All batches have the same keys, so that the step is compiled once.
         return {"targets": jnp.ones_like(batch["tokens"], bool)} | batch
 
@@ -197,10 +197,6 @@ def _ends(run: Run) -> tuple[int, ...]:
     tokenizer, chosen = run.student_tokenizer, run.settings.data.eos_token
     ids = {tokenizer.eos, tokenizer.token_id(chosen) if chosen else None}
     return tuple(sorted(token for token in ids if token is not None))
-
-
-def _without_projections(params: dict[str, Any]) -> dict[str, Any]:
-    return {name: part for name, part in params.items() if name != PROJECTIONS}
 
 
 def _batches(run: Run, phase: Phase) -> Batches:

@@ -10,7 +10,7 @@ from chopjax.commands import cache_teacher
 from chopjax.commands.phase import Phase
 from chopjax.commands.run import Run
 from chopjax.data.batches import Batches, one_pass
-from chopjax.distill.objective import PROJECTIONS, Metrics
+from chopjax.distill.objective import Metrics, of_model
 from chopjax.evaluate.perplexity import Evaluation, evaluate_rows
 from chopjax.models.block import Masks
 from chopjax.models.config import ModelConfig
@@ -90,12 +90,11 @@ class Watch:
         params, masks = state.params, None
         if self._phase.dimchop is not None:
             params, masks = self._phase.dimchop.apply(params, state.opt_state)
-        params = {name: part for name, part in params.items() if name != PROJECTIONS}
         teacher = self._teacher
         if state.teacher is not None:
             teacher = jax.tree.map(lambda p: p.astype(self._run.compute_dtype), state.teacher.params)
         cached = self._phase.teacher == "cached"
-        found = heldout(self._run, self._phase.config, params, teacher, masks, cached=cached)
+        found = heldout(self._run, self._phase.config, of_model(params), teacher, masks, cached=cached)
         self._clock += time.monotonic() - began
         figures = {METRIC: found.nll, "heldout_perplexity": found.perplexity}
         return figures if found.kl is None else figures | {"heldout_kl": found.kl}

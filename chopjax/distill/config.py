@@ -97,6 +97,11 @@ class LossConfig:
         if self.chunk < 1:
             raise UserError(f"loss.chunk is {self.chunk}; give at least 1 token")
 
+    @classmethod
+    def plain(cls, chunk: int) -> "LossConfig":
+        """The loss on the next token alone."""
+        return cls(next_token=1.0, kl=0.0, chunk=chunk)
+
     @property
     def active(self) -> frozenset[str]:
         """Terms that have a weight at some time."""

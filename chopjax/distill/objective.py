@@ -53,6 +53,11 @@ class Models:
         return self.matching is not None and bool(self.matching.config.terms)
 
 
+def of_model(params: Params) -> Params:
+    """A student's own parameters, without the projections that are learned beside them."""
+    return {name: part for name, part in params.items() if name != PROJECTIONS}
+
+
 def batch_sums(
     models: Models,
     loss: LossConfig,
@@ -86,8 +91,7 @@ def batch_sums(
     """
     labels, weights = next_token_labels(batch["tokens"], batch["segment_ids"], batch.get("targets"))
     run = functools.partial(_forward, batch, models.constrain)
-    projections = params.get(PROJECTIONS)
-    params = {name: part for name, part in params.items() if name != PROJECTIONS}
+    projections, params = params.get(PROJECTIONS), of_model(params)
     keep = (models.matching.student_keep, models.matching.teacher_keep) if models.matching else ({}, {})
     student = run(models.student, params, remat=remat, masks=masks, keep=keep[0])
     taught: Teacher | Sparse | None = of_batch(batch)
@@ -111,8 +115,7 @@ def batch_sums(
     metrics = {"loss": jax.lax.stop_gradient(total), "tokens": jnp.sum(weights), **parts}
     if correct:
         assert own_logits is not None, "a teacher that learns is one that runs"
-        alone = LossConfig(next_token=1.0, kl=0.0, chunk=loss.chunk)
-        own, _ = chunked_loss(alone, *own_logits, labels, weights, **options)
+        own, _ = chunked_loss(LossConfig.plain(loss.chunk), *own_logits, labels, weights, **options)
         total, metrics["teacher_next_token"] = total + own, jax.lax.stop_gradient(own)
     return total, jax.lax.stop_gradient(metrics)
 

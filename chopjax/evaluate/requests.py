@@ -119,7 +119,7 @@ def _by_token(
     """float32 log-likelihood of each label, held whole by each device, so that every host can read it."""
     places = batch["positions"], batch["segment_ids"]
     hidden = forward(config, params, batch["tokens"], *places, constrain=constrain).hidden
-    loss = LossConfig(next_token=1.0, kl=0.0, chunk=chunk)
+    loss = LossConfig.plain(chunk)
     options: dict[str, Any] = {"vocab_tokens": vocab_tokens, "constrain": constrain}
     losses = token_losses(loss, hidden, unembedding(config, params), batch["labels"], **options)
     return constrain(-losses["next_token"], (None, None))

@@ -68,7 +68,7 @@ def taylor_sums(
         `taylor/AXIS`, float32, of this one batch; the caller adds batches on the host in float64.
     """
     labels, weights = next_token_labels(batch["tokens"], batch["segment_ids"], batch.get("targets"))
-    loss = LossConfig(next_token=1.0, kl=0.0, chunk=chunk)
+    loss = LossConfig.plain(chunk)
 
     def total(params: Params) -> Float[Array, ""]:
         inputs = batch["tokens"], batch["positions"], batch["segment_ids"]
