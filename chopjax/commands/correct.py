@@ -11,7 +11,7 @@ from chopjax.commands.phase import Phase
 from chopjax.commands.run import Run
 from chopjax.commands.stages import Stage
 from chopjax.distill.config import LossConfig
-from chopjax.train.state import TrainState, init_state, state_shardings
+from chopjax.train.state import TrainState
 
 CHECKPOINTS, METRICS = "checkpoints_teacher", "teacher"
 STAGE = Stage("correct", (CHECKPOINTS, METRICS), resumable=True)
@@ -49,12 +49,8 @@ def _phase(run: Run) -> Phase:
     return Phase(CHECKPOINTS, config, loss, steps, functools.partial(_fresh, run), optimizer, metrics=METRICS)
 
 
-def _fresh(run: Run) -> TrainState:
-    phase = _phase(run)
-    teacher = training.of_student(run, phase.config, phase.optimizer)
-    shardings = state_shardings(teacher, run.mesh, run.fallbacks)
-    start = functools.partial(init_state, optimizer=teacher.optimizer)
-    return jax.jit(start, out_shardings=shardings)(run.load_teacher(jnp.dtype(jnp.float32)))
+def _fresh(run: Run, phase: Phase) -> TrainState:
+    return training.fresh(run, phase, run.load_teacher(jnp.dtype(jnp.float32)))
 
 
 def _identity(run: Run) -> dict[str, Any]:
@@ -62,5 +58,4 @@ def _identity(run: Run) -> dict[str, Any]:
     found = run.settings.identity("seed", "optimizer", "correction", "data")
     for name in ("batch", "accumulate", "compute_dtype"):
         found[f"train.{name}"] = run.settings.dotted()[f"train.{name}"]
-    found |= {"teacher": run.teacher_print, "rows": [part.digest for part in run.student_data.parts]}
-    return found | ({"tokenizer": run.student_tokenizer.digest} if run.trimmed else {})
+    return found | {"teacher": run.teacher_print} | training.rows_identity(run)

@@ -11,6 +11,7 @@ from chopjax.chop.apply import chop_config, chop_params
 from chopjax.chop.build import axes_to_score
 from chopjax.chop.dimchop import DimChop
 from chopjax.chop.optimizer_state import chop_optimizer_state
+from chopjax.chop.plan import Plan
 from chopjax.commands import correct, training
 from chopjax.commands import plan as planning
 from chopjax.commands.phase import Phase, TeacherPlace
@@ -21,6 +22,7 @@ from chopjax.distill.config import LossConfig
 from chopjax.distill.matching import Matching, match
 from chopjax.distill.objective import of_model
 from chopjax.errors import UserError
+from chopjax.hf.checkpoint import Checkpoint
 from chopjax.models.config import ModelConfig
 from chopjax.train.config import OptimizerConfig
 from chopjax.train.state import TrainState, state_shardings
@@ -72,7 +74,7 @@ def dense_phase(run: Run) -> Phase:
         dimchop = DimChop(run.settings.dimchop, source, steps, targets)
     # The student is the source still, so there is nothing to distil.
     loss, optimizer = LossConfig.plain(run.settings.loss.chunk), _optimizer(run)
-    begin = functools.partial(training.fresh, run, run.source, optimizer, dimchop)
+    begin = functools.partial(_fresh, run, run.source)
     return Phase(DENSE, source, loss, steps, begin, optimizer, dimchop)
 
 
@@ -81,23 +83,15 @@ def train_dense(run: Run) -> TrainState:
     return training.train_phase(run, dense_phase(run), identity(run))
 
 
-def matching(run: Run, student: ModelConfig) -> Matching | None:
-    """Which activations of the student are compared with the teacher's; None for none.
-
-    Raises:
-        UserError: they cannot be compared so.
-    """
-    if not run.settings.hidden.terms:
-        return None
+def _matching(run: Run, student: ModelConfig, teacher: ModelConfig, plan: Plan) -> Matching:
+    """Which activations of the student are compared with the teacher's."""
     # The plan says which teacher layer a student layer was only where the teacher is what was chopped.
-    kept = run.plan.kept if run.teacher is run.source else None
-    return match(run.settings.hidden, student, run.teacher_config, kept)
+    return match(run.settings.hidden, student, teacher, plan.kept if run.teacher is run.source else None)
 
 
 def identity(run: Run) -> dict[str, Any]:
     """All that decides what is learnt."""
-    found = _known(run) | {"rows": [part.digest for part in run.student_data.parts]}
-    return found | ({"tokenizer": run.student_tokenizer.digest} if run.trimmed else {})
+    return _known(run) | training.rows_identity(run)
 
 
 def _healing(run: Run) -> Phase:
@@ -105,11 +99,10 @@ def _healing(run: Run) -> Phase:
     chosen, student, optimizer = run.settings.train, run.student.config, _optimizer(run)
     masking = run.settings.dimchop.mode == "matrix"
     dimchop = DimChop(run.settings.dimchop, student, chosen.steps) if masking else None
-    compared, place = matching(run, student), teacher_place(run)
-    learning = place == "learning"
-    begin = functools.partial(training.fresh, run, run.student, optimizer, dimchop, compared, learning)
+    compared = _matching(run, student, run.teacher_config, run.plan) if run.settings.hidden.terms else None
+    begin = functools.partial(_fresh, run, run.student)
     if chosen.steps_before_chop:
-        begin = functools.partial(_chopped, run, compared, learning)
+        begin = functools.partial(_chopped, run)
     total = chosen.steps_before_chop + chosen.steps
     return Phase(
         CHECKPOINTS,
@@ -119,7 +112,7 @@ def _healing(run: Run) -> Phase:
         begin,
         optimizer,
         dimchop,
-        place,
+        teacher_place(run),
         compared,
         run.settings.on_policy,
     )
@@ -137,29 +130,32 @@ def teacher_place(run: Run) -> TeacherPlace:
 
 def _work(run: Run) -> None:
     corrected = run.settings.correction.mode == "before"
-    teacher = functools.partial(correct.corrected_teacher, run) if corrected else None
-    training.train_phase(run, _healing(run), identity(run), teacher)
+    load_teacher = functools.partial(correct.corrected_teacher, run) if corrected else None
+    training.train_phase(run, _healing(run), identity(run), load_teacher)
 
 
-def _chopped(run: Run, compared: Matching | None, learning: bool) -> TrainState:
+def _fresh(run: Run, checkpoint: Checkpoint, phase: Phase) -> TrainState:
+    return training.fresh(run, phase, run.load(checkpoint, jnp.dtype(jnp.float32)))
+
+
+def _chopped(run: Run, phase: Phase) -> TrainState:
     """The state after the steps before the chop, its parameters and moments cut by the plan."""
-    state, dense, student = train_dense(run), dense_phase(run), run.student.config
-    old = training.of_student(run, dense.config, dense.optimizer)
-    new = training.of_student(run, student, dense.optimizer, matching=compared)
-    teacher = training.of_teacher(run) if learning else None
+    state, dense = train_dense(run), dense_phase(run)
+    old = training.of_student(dense.config, dense.optimizer)
+    new, teacher = training.trained_in(run, phase)
     if dense.dimchop is not None:
         state = dataclasses.replace(state, opt_state=state.opt_state[1])  # the masks have become the plan
 
     def cut(state: TrainState, teacher_params: Any) -> TrainState:
-        params = training.with_projections(run, chop_params(run.plan, old.leaves, state.params), compared)
+        params = training.with_projections(run, chop_params(run.plan, old.leaves, state.params), phase.matching)
         moments = chop_optimizer_state(run.plan, old.leaves, old.optimizer, state.opt_state)
         own = None if teacher is None else (teacher_params, teacher.optimizer)
         start = training.init_state(params, new.optimizer, own)
-        opt_state = _overlaid(start.opt_state, moments) if compared is not None else moments
+        opt_state = _overlaid(start.opt_state, moments)
         return dataclasses.replace(start, step=state.step, opt_state=opt_state)
 
     shardings = state_shardings(new, run.mesh, run.fallbacks, teacher)
-    teacher_params = run.load_teacher(jnp.dtype(jnp.float32)) if learning else None
+    teacher_params = None if teacher is None else run.load_teacher(jnp.dtype(jnp.float32))
     # Not donated: no buffer of the whole fits one of the cut.
     return jax.jit(cut, out_shardings=shardings)(state, teacher_params)
 
@@ -210,10 +206,9 @@ def _check_settings(run: Run) -> None:
 
 def _check_hidden(run: Run) -> None:
     """Refuses activations that cannot be compared, as far as the sizes of the student are known."""
-    hidden, source = run.settings.hidden, run.source.config
-    if hidden.terms and not run.settings.search.wanted:
+    if run.settings.hidden.terms and not run.settings.search.wanted:
         plan = planning.foreseen(run)
-        match(hidden, chop_config(source, plan), run.teacher.config, plan.kept if run.teacher is run.source else None)
+        _matching(run, chop_config(run.source.config, plan), run.teacher.config, plan)
 
 
 def _check_on_policy(run: Run) -> None:

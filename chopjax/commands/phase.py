@@ -24,7 +24,7 @@ class Phase:
         config: the model.
         loss: what is minimised on logits.
         until: steps of the whole run that are done when it ends.
-        begin: makes the state that it begins with, where no checkpoint of it exists.
+        begin: makes the state that it begins with, where no checkpoint of it exists; called with the phase.
         optimizer: how gradients become updates.
         dimchop: what masks dimensions meanwhile; None for nothing.
         teacher: whether there is one: `beside` the student on the mesh, `learning` itself as part of the state, or
@@ -38,7 +38,7 @@ class Phase:
     config: ModelConfig
     loss: LossConfig
     until: int
-    begin: Callable[[], TrainState]
+    begin: Callable[["Phase"], TrainState]
     optimizer: OptimizerConfig
     dimchop: DimChop | None = None
     teacher: TeacherPlace = "none"

@@ -42,7 +42,7 @@ def flow(chosen: Settings) -> None:
     plan.make(run)
     chop.make(run)
     correct.make(run)
-    if chosen.cache.kind != "off" and chosen.loss.teacher_terms:
+    if heal.teacher_place(run) == "cached":
         cache_teacher.make(run)
     heal.make(run)
     export.make(run)

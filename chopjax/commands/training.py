@@ -1,7 +1,7 @@
 """A phase of training, carried out: its state, its step, its batches, its checkpoints."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,6 @@ from chopjax.distill.matching import Matching
 from chopjax.distill.objective import Models, of_model
 from chopjax.distill.projections import init_projections
 from chopjax.errors import UserError
-from chopjax.hf.checkpoint import Checkpoint
 from chopjax.models.config import ModelConfig
 from chopjax.train import on_policy, optimizers
 from chopjax.train.checkpoints import Checkpoints
@@ -28,21 +27,23 @@ from chopjax.train.state import Trained, TrainState, abstract_state, init_state,
 from chopjax.train.step import StepConfig, compile_step, make_step
 
 
-def train_phase(run: Run, phase: Phase, identity: Mapping[str, Any], teacher: Any = None) -> TrainState:
+def train_phase(
+    run: Run, phase: Phase, identity: Mapping[str, Any], load_teacher: Callable[[], Any] | None = None
+) -> TrainState:
     """Goes on from the phase's newest checkpoint, or begins it, and trains to its end.
 
     Args:
         run: the run.
         phase: what is trained.
         identity: all that decides what is learnt.
-        teacher: makes the parameters of a teacher beside the student; those of `run.load_teacher` by default.
+        load_teacher: makes the parameters of a teacher beside the student; `run.load_teacher` by default.
     """
     run.check_mesh(phase.config)
     with checkpoints(run, phase, identity) as saved:
         restored = saved.restore(abstract(run, phase))
         if restored and restored.step >= phase.until:
             return restored.state
-        state = restored.state if restored else phase.begin()
+        state = restored.state if restored else phase.begin(phase)
         done = int(state.step)
         if restored:
             run.say(f"train: goes on from step {done} of {phase.until}")
@@ -51,26 +52,25 @@ def train_phase(run: Run, phase: Phase, identity: Mapping[str, Any], teacher: An
             batches.set_state(restored.position)
         else:
             batches.seek(done * run.settings.train.batch)
-        params = (teacher or run.load_teacher)() if phase.teacher == "beside" else None
+        params = (load_teacher or run.load_teacher)() if phase.teacher == "beside" else None
         step = _compiled(run, phase, params)
         with Watch(run, phase, saved, batches, params, done) as watch:
             before = _sampler(run, phase, state) if phase.on_policy.share else unchanged
             return train(step, state, params, batches, run.mesh, phase.until, watch.after, before)
 
 
-def fresh(
-    run: Run,
-    checkpoint: Checkpoint,
-    optimizer: OptimizerConfig,
-    dimchop: DimChop | None = None,
-    matching: Matching | None = None,
-    learning: bool = False,
-) -> TrainState:
-    """The state before the first step on a checkpoint's parameters, with projections and a teacher that learns."""
-    student = of_student(run, checkpoint.config, optimizer, dimchop, matching)
-    teacher = of_teacher(run) if learning else None
-    params = with_projections(run, run.load(checkpoint, jnp.dtype(jnp.float32)), matching)
-    teacher_params = run.load_teacher(jnp.dtype(jnp.float32)) if learning else None
+def fresh(run: Run, phase: Phase, params: Any) -> TrainState:
+    """A phase's state before its first step.
+
+    Args:
+        run: the run.
+        phase: what is trained.
+        params: the model's parameters on the mesh, float32; projections are made here, and a teacher that learns is
+            loaded.
+    """
+    student, teacher = trained_in(run, phase)
+    params = with_projections(run, params, phase.matching)
+    teacher_params = None if teacher is None else run.load_teacher(jnp.dtype(jnp.float32))
     shardings = state_shardings(student, run.mesh, run.fallbacks, teacher)
 
     def start(params: Any, teacher_params: Any) -> TrainState:
@@ -88,7 +88,6 @@ def with_projections(run: Run, params: Any, matching: Matching | None) -> Any:
 
 
 def of_student(
-    run: Run,
     config: ModelConfig,
     chosen: OptimizerConfig,
     dimchop: DimChop | None = None,
@@ -138,7 +137,8 @@ def check_correction(run: Run) -> None:
 
 def abstract(run: Run, phase: Phase) -> TrainState:
     """Shapes and shardings of a phase's state."""
-    return abstract_state(_student(run, phase), run.mesh, run.fallbacks, _teacher(run, phase))
+    student, teacher = trained_in(run, phase)
+    return abstract_state(student, run.mesh, run.fallbacks, teacher)
 
 
 def checkpoints(run: Run, phase: Phase, identity: Mapping[str, Any]) -> Checkpoints:
@@ -147,16 +147,20 @@ def checkpoints(run: Run, phase: Phase, identity: Mapping[str, Any]) -> Checkpoi
     return Checkpoints(run.workdir / phase.folder, identity, keep=chosen.keep, keep_best=chosen.keep_best)
 
 
-def _student(run: Run, phase: Phase) -> Trained:
-    return of_student(run, phase.config, phase.optimizer, phase.dimchop, phase.matching)
+def trained_in(run: Run, phase: Phase) -> tuple[Trained, Trained | None]:
+    """What a phase trains: the model, with its projections, and a teacher that learns."""
+    student = of_student(phase.config, phase.optimizer, phase.dimchop, phase.matching)
+    return student, of_teacher(run) if phase.teacher == "learning" else None
 
 
-def _teacher(run: Run, phase: Phase) -> Trained | None:
-    return of_teacher(run) if phase.teacher == "learning" else None
+def rows_identity(run: Run) -> dict[str, Any]:
+    """Of what decides what is learnt, the rows and their tokens."""
+    found: dict[str, Any] = {"rows": [part.digest for part in run.student_data.parts]}
+    return found | ({"tokenizer": run.student_tokenizer.digest} if run.trimmed else {})
 
 
 def _compiled(run: Run, phase: Phase, teacher_params: Any) -> jax.stages.Wrapped:
-    chosen, student, teacher = run.settings.train, _student(run, phase), _teacher(run, phase)
+    chosen, (student, teacher) = run.settings.train, trained_in(run, phase)
     config = run.teacher_config if phase.teacher in ("beside", "learning") else None
     models = Models(phase.config, config, run.student_tokenizer.vocab, run.constrain, phase.matching)
     cached = phase.teacher == "cached"
