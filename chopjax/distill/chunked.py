@@ -85,9 +85,12 @@ def by_token(
 
     def on_device(tokens: dict[str, Array], unembeds: dict[str, Array], scalars: Scalars) -> Parts:
         device = _Device(terms, pin, unembeds, scalars)
-        chunks, length = device.chunks(tokens), tokens["hidden"].shape[:2]
-        _, values = jax.lax.scan(lambda _, chunk: (None, device.own(device.chunk(chunk)[0])), None, chunks)
-        return {name: value.reshape(-1)[: math.prod(length)].reshape(length) for name, value in values.items()}
+
+        def step(_: None, chunk: dict[str, Array]) -> tuple[None, Parts]:
+            return None, device.own(device.terms(device.gathered(chunk))[0])
+
+        _, values = jax.lax.scan(step, None, device.chunks(tokens))
+        return {name: _joined(value, tokens["labels"].shape) for name, value in values.items()}
 
     return _manual(pin, on_device, ("batch", None))(*_inputs(pin, student, tokens, teacher_unembed), scalars)
 
@@ -118,7 +121,6 @@ def _on_mesh(
 
     def on_device(tokens: dict[str, Array], unembeds: dict[str, Array], scalars: Scalars) -> tuple[Parts, Any]:
         device = _Device(terms, pin, unembeds, scalars)
-        chunks, shape = device.chunks(tokens), tokens["hidden"].shape
         unembed = unembeds["student"]
 
         def step(carry: tuple[Parts, Array | None], chunk: dict[str, Array]) -> tuple[Any, Array | None]:
@@ -135,11 +137,11 @@ def _on_mesh(
 
         start = {name: jnp.zeros((), jnp.float32) for name in _names(terms, tokens)}
         zeros = jnp.zeros(unembed.shape, jnp.float32) if gradients else None
-        (sums, d_unembed), d_hidden = jax.lax.scan(step, (start, zeros), chunks)
+        (sums, d_unembed), d_hidden = jax.lax.scan(step, (start, zeros), device.chunks(tokens))
         sums = {name: device.over_rows(sum_) for name, sum_ in sums.items()}
         if d_unembed is None or d_hidden is None:
             return sums, ()
-        d_hidden = d_hidden.reshape(-1, shape[-1])[: math.prod(shape[:2])].reshape(shape)
+        d_hidden = _joined(d_hidden, tokens["hidden"].shape)
         return sums, (d_hidden, device.over_rows(d_unembed).astype(unembed.dtype))
 
     outputs: Any = ((), (("batch", None, None), (None, COLUMNS)) if gradients else ())
@@ -193,10 +195,6 @@ class _Device:
         place = jax.lax.axis_index(self._shared)
         parts = {name: value.reshape(jax.lax.axis_size(self._shared), -1) for name, value in values.items()}
         return {name: jax.lax.dynamic_index_in_dim(part, place, keepdims=False) for name, part in parts.items()}
-
-    def chunk(self, chunk: dict[str, Array]) -> tuple[Parts, Array]:
-        """`terms` of this device's tokens and of those gathered with them."""
-        return self.terms(self.gathered(chunk))
 
     def terms(self, chunk: dict[str, Array]) -> tuple[Parts, Float[Array, "token column"]]:
         """Each term for each token, [token, 1], and the derivative of their weighted sum by the student's logits."""
@@ -260,6 +258,11 @@ class _Device:
 
     def _logits(self, hidden: Float[Array, "token embed"], whose: str) -> Float[Array, "token column"]:
         return self._columns.masked(_product("te,ev->tv", hidden, self._unembeds[whose]))
+
+
+def _joined(chunks: Array, shape: tuple[int, ...]) -> Array:
+    """The inverse of `_Device.chunks`."""
+    return chunks.reshape(-1, *shape[2:])[: math.prod(shape[:2])].reshape(shape)
 
 
 def _names(terms: Terms, tokens: dict[str, Array]) -> list[str]:
