@@ -1,6 +1,5 @@
 """What happens after training steps: lines of metrics, evaluations on held-out rows, checkpoints."""
 
-import pathlib
 import time
 from typing import Any
 
@@ -43,7 +42,7 @@ class Watch:
         self._run, self._phase, self._checkpoints, self._batches = run, phase, checkpoints, batches
         self._teacher = teacher
         folder = run.workdir / phase.metrics
-        trackers = _trackers(run, folder, done) if run.writer else ()
+        trackers = _trackers(run, phase, done) if run.writer else ()
         self._metrics = MetricsWriter(folder, resumed_at=done, writer=run.writer, trackers=trackers)
         self._progress = Progress(phase.until, done, shown=run.writer)
         # The first rate holds the compilation too; a person wants to see that something goes on.
@@ -138,9 +137,10 @@ def heldout(
     )
 
 
-def _trackers(run: Run, folder: pathlib.Path, done: int) -> list[Tracker]:
+def _trackers(run: Run, phase: Phase, done: int) -> list[Tracker]:
     chosen = run.settings.train
-    trackers: list[Tracker] = [TensorBoard(folder, done)] if chosen.tensorboard else []
+    trackers: list[Tracker] = [TensorBoard(run.workdir / phase.metrics, done)] if chosen.tensorboard else []
     if chosen.wandb:
-        trackers.append(WeightsAndBiases(chosen.wandb, folder, run.settings.dotted()))
+        # Under the workdir's name: a teacher's folder has the same name in every run.
+        trackers.append(WeightsAndBiases(chosen.wandb, run.workdir, run.settings.dotted(), phase.metrics))
     return trackers

@@ -41,19 +41,23 @@ class WeightsAndBiases:
         project: its project there.
         workdir: folder of the run; its name is the run's name.
         config: the resolved config.
+        part: which part of the run this is, where it has several; goes behind the name.
 
     Raises:
         UserError: the package is not installed.
     """
 
-    def __init__(self, project: str, workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, project: str, workdir: str | os.PathLike[str], config: Mapping[str, Any], part: str = ""
+    ) -> None:
         try:
             import wandb
         except ImportError as error:
             raise UserError("train.wandb is set but wandb is not installed; pip install 'chopjax[wandb]'") from error
         folder = pathlib.Path(workdir).absolute()
+        name = f"{folder.name}-{part}" if part else folder.name
         self._run = wandb.init(
-            project=project, name=folder.name, id=folder.name, dir=str(folder), config=dict(config), resume="allow"
+            project=project, name=name, id=name, dir=str(folder), config=dict(config), resume="allow"
         )
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:

@@ -51,6 +51,8 @@ def test_weights_and_biases_goes_on_with_the_same_run(tmp_path: pathlib.Path, mo
     assert calls[0]["id"] == calls[0]["name"] == tmp_path.name
     assert calls[0]["resume"] == "allow" and calls[0]["project"] == "chops" and calls[0]["config"] == {"seed": 1}
     assert calls[1:] == [({"loss": 0.5}, 1), "finished"]
+    WeightsAndBiases("chops", tmp_path, {}, "teacher")
+    assert calls[-1]["id"] == calls[-1]["name"] == f"{tmp_path.name}-teacher"
 
 
 def test_weights_and_biases_that_is_not_installed_is_said(
