@@ -30,7 +30,7 @@ from chopjax.chop.refit import refit
 from chopjax.commands import calibration, choose, evidence, score, settings
 from chopjax.commands.refit import asked
 from chopjax.commands.run import Run
-from chopjax.data.rows import Batch, Rows, stack_rows
+from chopjax.data.batches import one_pass
 from chopjax.evaluate.perplexity import batch_sums
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import Params
@@ -169,7 +169,8 @@ class Judge:
         self._leaves = declare(run.source.config)
         self._file = run.workdir / "judged.json"
         self._known = json.loads(self._file.read_text()) if self._file.exists() else {}
-        self._batches = [batch for kind in run.data.heldout().values() for batch in spread(kind, rows)]
+        kinds = run.data.heldout().values()
+        self._batches = [batch for kind in kinds for batch in one_pass([kind], BATCH, limit=rows)]
         self._rows = files.digest({"rows": [batch["tokens"].tolist() for batch in self._batches]})
         self.tokens = np.asarray([self._count(batch) for batch in self._batches])
         self.dense = self.perplexity(self.losses(Plan(run.source.config.sizes, {})))
@@ -214,13 +215,6 @@ class Judge:
     def _count(batch: dict[str, np.ndarray]) -> int:
         segments = batch["segment_ids"]
         return int(((segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)).sum())
-
-
-def spread(kind: Rows, count: int) -> Iterator[Batch]:
-    """Rows at even distances, two in a batch: rows that follow each other are of the same few documents."""
-    chosen = [kind[int(place)] for place in np.linspace(0, len(kind) - 1, count)]
-    for pair in (chosen[start : start + BATCH] for start in range(0, len(chosen), BATCH)):
-        yield stack_rows(pair)
 
 
 def mark(rows: list[dict[str, Any]], judge: Judge) -> None:

@@ -27,7 +27,7 @@ AGGREGATIONS: tuple[tuple[Aggregation, Aggregation], ...] = (
 )
 CLEARLY = 2.0  # standard errors of a difference over batches
 
-Trials = Callable[[], trials.Trials]
+Making = Callable[[], trials.Trials]  # on the first call, since not every plan needs any
 
 
 def plan_for(run: Run, wanted: PlanConfig) -> Plan:
@@ -53,7 +53,7 @@ def settled(run: Run, wanted: PlanConfig) -> PlanConfig:
     return _settled_widths(run, _settled_layers(run, wanted, tried), tried)
 
 
-def _settled_layers(run: Run, wanted: PlanConfig, tried: Trials) -> PlanConfig:
+def _settled_layers(run: Run, wanted: PlanConfig, tried: Making) -> PlanConfig:
     if wanted.layers_by != "best" or not wanted.remove_layers:
         return wanted
     sizes = run.source.config.sizes
@@ -65,7 +65,7 @@ def _settled_layers(run: Run, wanted: PlanConfig, tried: Trials) -> PlanConfig:
     return _best(run, zip(chosen, plans, said, strict=True), tried)
 
 
-def _settled_widths(run: Run, wanted: PlanConfig, tried: Trials) -> PlanConfig:
+def _settled_widths(run: Run, wanted: PlanConfig, tried: Making) -> PlanConfig:
     axes = axes_to_score(wanted, run.source.config.sizes)
     if wanted.widths_by != "best" or not axes or run.settings.dimchop.mode == "pooled":
         return wanted
@@ -80,7 +80,7 @@ def _settled_widths(run: Run, wanted: PlanConfig, tried: Trials) -> PlanConfig:
 
 
 def _best(
-    run: Run, contenders: Iterable[tuple[PlanConfig, Plan, str]], tried: Trials, clearly: float = 0.0
+    run: Run, contenders: Iterable[tuple[PlanConfig, Plan, str]], tried: Making, clearly: float = 0.0
 ) -> PlanConfig:
     """The contender with the least loss, or one before it that it does not beat by so many standard errors.
 

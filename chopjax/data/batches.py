@@ -198,7 +198,7 @@ def spread(sizes: Sequence[int], limit: int) -> list[Int[np.ndarray, "chosen"]]:
     ends = np.cumsum([0, *sizes])
     total = int(ends[-1])
     count = min(limit or total, total)
-    places = np.arange(count, dtype=np.int64) * total // max(count, 1)
+    places = np.linspace(0, total - 1, count).astype(np.int64)  # the first and the last among them
     return [places[(places >= start) & (places < end)] - start for start, end in itertools.pairwise(ends)]
 
 

@@ -190,7 +190,7 @@ def test_one_pass_reads_each_row_once_and_pads_the_last_batch(parts, batch, proc
     rows = [step["tokens"][index, 0] for step in stacked for index in range(batch) if step["segment_ids"][index].any()]
     expected = [100 * part + index for part, size in enumerate(SIZES) for index in range(size)]
     count = limit or len(expected)
-    assert rows == [expected[place * len(expected) // count] for place in range(count)]
+    assert rows == [expected[place * (len(expected) - 1) // max(count - 1, 1)] for place in range(count)]
     padding = [
         step["tokens"][index] for step in stacked for index in range(batch) if not step["segment_ids"][index].any()
     ]
