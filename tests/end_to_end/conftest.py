@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from end_to_end import runs
+from end_to_end.flows import CUT
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +26,11 @@ def chopped(place: runs.Place, tmp_path_factory: pytest.TempPathFactory) -> path
 def copied(chopped: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
     """A copy of it."""
     return pathlib.Path(shutil.copytree(chopped, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def narrow(place: runs.Place, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A workdir with a student of fewer layers, channels and neurons, not trained yet; copy it."""
+    workdir = tmp_path_factory.mktemp("narrow") / "run"
+    runs.done(place, "chop", place.arguments(workdir, *CUT))
+    return workdir
