@@ -1,14 +1,18 @@
 """Llama-3.1-8B to 4.5B by width: Llama-3.1-Minitron-4B-Width (arXiv 2408.11796, tables 3 and 4).
 
-    python -m chopjax.train --config configs/llama31_8b_to_4b_width.py[:DATA] --config.workdir=/nfs/llama31-4b-width
+    python -m chopjax.train --config configs/llama31_8b_to_4b_width.py[:DATA] --config.workdir=gs://BUCKET/llama31-4b-width
 
 DATA is a file, folder or glob of text; without it the hub's FineWeb-Edu stands in for the paper's own text, which is
 not public. The source is gated on the hub. Learning rate 1e-4 falling to 1e-5 and KL alone are the defaults.
+
+Meant for v5e-64: each chip works on one row of 8192 tokens at a time, eighteen times a step.
 """
 
 from ml_collections import config_dict
 
 from chopjax.commands.defaults import default_config
+
+CHIPS = 64
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
@@ -27,8 +31,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.train.warmup_steps = 40
     config.train.evaluate_every = 500
     config.evaluate.rows = 1024
-    # For 64 devices: each works on one row at a time, and makes the logits of 512 tokens at a time.
     config.train.accumulate = 18
-    config.score.batch = config.evaluate.batch = 64
-    config.loss.chunk = 64 * 512
+    config.score.batch = config.evaluate.batch = CHIPS
+    config.loss.chunk = CHIPS * 512  # each makes the logits of 512 tokens at a time
     return config

@@ -1,18 +1,22 @@
 """Every recipe resolves; the shipped ones say what their papers say, down to the student's parameters."""
 
+import dataclasses
+import re
 import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from chopjax.axes import AROUND, Sizes
 from chopjax.chop.apply import chop_config
 from chopjax.chop.build import axes_to_score, build_plan
+from chopjax.chop.config import PlanConfig
 from chopjax.chop.plan import Plan
-from chopjax.commands import settings
+from chopjax.commands import rounds, settings
 from chopjax.commands.settings import Settings
 from chopjax.hf.families import FAMILIES, target_family
-from chopjax.models.config import ModelConfig
+from chopjax.models.config import ModelConfig, Rope
 from chopjax.models.parameters import count, declare
 from chopjax.sharding import rules
 
@@ -24,15 +28,41 @@ LLAMA31_8B = ModelConfig(
 LLAMA2_7B = ModelConfig(
     layers=32, embed=4096, kv_heads=32, q_per_kv=1, head_dim=128, mlp=11_008, vocab=32_000, positions=4096
 )
+MISTRAL_NEMO_12B = ModelConfig(
+    layers=40, embed=5120, kv_heads=8, q_per_kv=4, head_dim=128, mlp=14_336, vocab=131_072, positions=131_072
+)
+QWEN3_8B = ModelConfig(
+    layers=36, embed=4096, kv_heads=8, q_per_kv=4, head_dim=128, mlp=12_288, vocab=151_936, positions=40_960,
+    qk_norm=True,
+)  # fmt: skip
+NEMOTRON4_15B = ModelConfig(
+    layers=32, embed=6144, kv_heads=8, q_per_kv=6, head_dim=128, mlp=24_576, vocab=256_000, positions=4096,
+    norm="layer_1p", norm_eps=1e-5, activation="relu2", gated=False, rope=Rope(rotary_fraction=0.5),
+    initializer_range=0.0134,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Shipped:
+    """What a recipe starts from, the parameters of the student after each round, and the chips that it is meant for."""
+
+    source: ModelConfig
+    family: str
+    parameters: tuple[int, ...]
+    chips: int
+
+
 SHIPPED = {
-    "llama31_8b_to_4b_width": (LLAMA31_8B, 4_512_746_496),
-    "llama31_8b_to_4b_depth": (LLAMA31_8B, 4_540_469_248),
-    "llama2_7b_layerchop": (LLAMA2_7B, 3_500_281_856),
+    "llama31_8b_to_4b_width": Shipped(LLAMA31_8B, "llama", (4_512_746_496,), 64),
+    "llama31_8b_to_4b_depth": Shipped(LLAMA31_8B, "llama", (4_540_469_248,), 64),
+    "llama2_7b_layerchop": Shipped(LLAMA2_7B, "llama", (3_500_281_856,), 64),
+    "minitron_15b_to_8b_to_4b": Shipped(NEMOTRON4_15B, "nemotron", (8_271_699_968, 4_190_509_056), 64),
+    "mistral_nemo_12b_to_8b": Shipped(MISTRAL_NEMO_12B, "mistral", (8_414_105_600,), 128),
+    "qwen3_8b_to_6b": Shipped(QWEN3_8B, "qwen3", (5_988_774_912,), 64),
 }
-# 64 chips in the two ways that `docs/recipes.md` names.
-MESHES = ({"data": 1, "fsdp": 64, "tensor": 1}, {"data": 1, "fsdp": 8, "tensor": 8})
 
 shipped = pytest.mark.parametrize("name", SHIPPED)
+all_and_by_tensor = pytest.mark.parametrize("tensor", [1, 8], ids=["fsdp", "tensor"])
 
 
 def resolved(name: str, *arg: str) -> Settings:
@@ -40,12 +70,41 @@ def resolved(name: str, *arg: str) -> Settings:
     return settings.from_mapping(runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](*arg))
 
 
-def plan_of(name: str) -> Plan:
-    """What the recipe keeps where all scores are equal."""
-    chosen, source = resolved(name).plan, SHIPPED[name][0].sizes
-    shapes = {"mlp": (source["layers"], source["mlp"]), "embed": (source["embed"],)}
-    scores = {axis: np.zeros(shapes[axis]) for axis in axes_to_score(chosen, source)}
+def in_rounds(name: str) -> list[Settings]:
+    """The settings of each round, or of the only one there is."""
+    chosen = resolved(name)
+    return rounds.each(chosen.changed({"source": "source", "workdir": "w"}), "bfloat16") if chosen.rounds else [chosen]
+
+
+def plan_of(chosen: PlanConfig, source: Sizes) -> Plan:
+    """What is kept where all scores are equal."""
+    shape = {axis: tuple(source[around] for around in (*AROUND[axis], axis)) for axis in AROUND}
+    scores = {axis: np.zeros(shape[axis]) for axis in axes_to_score(chosen, source)}
+    if chosen.layers_by == "block_importance":
+        scores["layers"] = np.zeros(source["layers"])
     return build_plan(chosen, source, scores)
+
+
+def plans(name: str) -> list[Plan]:
+    """The plan of each round."""
+    found, config = [], SHIPPED[name].source
+    for chosen in in_rounds(name):
+        found.append(plan_of(chosen.plan, config.sizes))
+        config = chop_config(config, found[-1])
+    return found
+
+
+def models(name: str) -> list[ModelConfig]:
+    """The source, and the student after each round."""
+    found = [SHIPPED[name].source]
+    for plan in plans(name):
+        found.append(chop_config(found[-1], plan))
+    return found
+
+
+def mesh(chips: int, tensor: int) -> dict[str, int]:
+    """The two ways that `docs/recipes.md` names: all on `fsdp`, or eight of them on `tensor`."""
+    return {**dict.fromkeys(rules.MESH_AXES, 1), "fsdp": chips // tensor, "tensor": tensor}
 
 
 def tokens(chosen: Settings) -> int:
@@ -68,29 +127,39 @@ def test_a_path_takes_the_place_of_the_hub(name: str, tmp_path: Path) -> None:
 
 
 @shipped
-def test_the_student_has_the_published_size(name: str) -> None:
-    source, parameters = SHIPPED[name]
-    student = chop_config(source, plan_of(name))
-    assert count(student) == parameters
-    # Stock Llama classes take it, and there is nothing to tell the user.
-    assert target_family(FAMILIES["llama"], student) == (FAMILIES["llama"], None)
+def test_the_students_have_the_published_sizes(name: str) -> None:
+    students, family = models(name)[1:], FAMILIES[SHIPPED[name].family]
+    assert tuple(count(student) for student in students) == SHIPPED[name].parameters
+    for student in students:
+        # Stock classes of the source's own family take it. Where heads no longer make up the width, the user is told.
+        odd = student.q_heads * student.head_dim != student.embed
+        assert target_family(family, student) == (family, family.head_dim_note if odd else None)
 
 
 @shipped
-@pytest.mark.parametrize("mesh", MESHES, ids=["fsdp", "tensor"])
-def test_the_mesh_holds_source_and_student(name: str, mesh: dict[str, int]) -> None:
-    source = SHIPPED[name][0]
-    for config in (source, chop_config(source, plan_of(name))):
-        rules.check({path: leaf.axes for path, leaf in declare(config).items()}, config.sizes, mesh)
+@all_and_by_tensor
+def test_the_mesh_holds_source_and_students(name: str, tensor: int) -> None:
+    for config in models(name):
+        leaves = {path: leaf.axes for path, leaf in declare(config).items()}
+        rules.check(leaves, config.sizes, mesh(SHIPPED[name].chips, tensor))
 
 
 @shipped
-@pytest.mark.parametrize("mesh", MESHES, ids=["fsdp", "tensor"])
-def test_the_mesh_divides_every_batch(name: str, mesh: dict[str, int]) -> None:
-    chosen, parts = resolved(name), mesh["data"] * mesh["fsdp"]
+@all_and_by_tensor
+def test_the_mesh_divides_every_batch(name: str, tensor: int) -> None:
+    chosen, parts = resolved(name), mesh(SHIPPED[name].chips, tensor)["fsdp"]
     assert chosen.train.batch // chosen.train.accumulate % parts == 0
     assert chosen.evaluate.batch % parts == 0 and chosen.evaluate.rows % chosen.evaluate.batch == 0
     assert chosen.score.batch % parts == 0 and chosen.score.rows % chosen.score.batch == 0
+    assert chosen.loss.chunk == SHIPPED[name].chips * 512
+
+
+@shipped
+def test_the_recipe_says_which_pod_it_is_for(name: str) -> None:
+    text = (CONFIGS / f"{name}.py").read_text(encoding="utf-8")
+    generation, size = re.search(r"Meant for (v\w+)-(\d+)", text).groups()  # type: ignore[union-attr]
+    # The number after v5p and v4 counts cores, of which a chip has two.
+    assert int(size) // (2 if generation in ("v4", "v5p") else 1) == SHIPPED[name].chips
 
 
 @pytest.mark.parametrize("name", ["llama31_8b_to_4b_width", "llama31_8b_to_4b_depth"])
@@ -106,20 +175,20 @@ def test_minitron_in_practice(name: str) -> None:
 
 
 def test_minitron_by_width_keeps_all_layers_and_heads() -> None:
-    plan = plan_of("llama31_8b_to_4b_width")
+    plan = plans("llama31_8b_to_4b_width")[0]
     assert plan.kept["embed"].shape == (3072,) and plan.kept["mlp"].shape == (32, 9216)
     assert set(plan.kept) == {"embed", "mlp"}
     assert resolved("llama31_8b_to_4b_width").score.rows == 1024
 
 
 def test_minitron_by_depth_keeps_the_first_fifteen_layers_and_the_last() -> None:
-    plan = plan_of("llama31_8b_to_4b_depth")
+    plan = plans("llama31_8b_to_4b_depth")[0]
     assert plan.layers == [*range(15), 31]
     assert set(plan.kept) == {"layers"}
 
 
 def test_layerchop() -> None:
-    chosen, plan = resolved("llama2_7b_layerchop"), plan_of("llama2_7b_layerchop")
+    chosen, plan = resolved("llama2_7b_layerchop"), plans("llama2_7b_layerchop")[0]
     assert plan.layers == [0, *range(17, 32)] and set(plan.kept) == {"layers"}
     assert chosen.train.batch * chosen.data.length == pytest.approx(4e6, rel=0.05)
     assert tokens(chosen) == pytest.approx(160e9, rel=1e-4)
@@ -130,3 +199,46 @@ def test_layerchop() -> None:
     assert schedule.final_fraction == 0.1
     assert (chosen.loss.next_token, chosen.loss.kl) == (1.0, 0.0)
     assert chosen.evaluate.rows * chosen.data.length >= 13.2e6
+
+
+def test_mistral_nemo() -> None:
+    chosen, plan = resolved("mistral_nemo_12b_to_8b"), plans("mistral_nemo_12b_to_8b")[0]
+    assert {axis: kept.shape[-1] for axis, kept in plan.kept.items()} == {"embed": 4096, "mlp": 11_520}
+    assert (chosen.train.batch, chosen.data.length, chosen.score.rows) == (768, 8192, 1024)
+    assert tokens(chosen) == pytest.approx(380e9, rel=1e-4)
+    schedule = chosen.optimizer.schedule
+    assert (schedule.kind, schedule.warmup_steps, schedule.learning_rate) == ("cosine", 60, 1e-4)
+    assert schedule.learning_rate * schedule.final_fraction == pytest.approx(4.5e-7)
+    assert (chosen.loss.kl, chosen.loss.next_token, chosen.loss.temperature) == (1.0, 0.0, 1.0)
+
+
+def test_qwen3() -> None:
+    chosen, plan = resolved("qwen3_8b_to_6b"), plans("qwen3_8b_to_6b")[0]
+    kept = {axis: kept.shape[-1] for axis, kept in plan.kept.items()}
+    assert kept == {"layers": 30, "embed": 3584, "mlp": 11_776}
+    assert (chosen.train.batch, chosen.data.length) == (768, 8192)
+    assert tokens(chosen) == pytest.approx(80e9, rel=1e-4)
+    schedule = chosen.optimizer.schedule
+    assert (schedule.kind, schedule.warmup_steps, schedule.learning_rate) == ("cosine", 100, 1e-4)
+    assert schedule.learning_rate * schedule.final_fraction == pytest.approx(1e-5)
+
+
+def test_minitron_in_two_rounds() -> None:
+    first, second = in_rounds("minitron_15b_to_8b_to_4b")
+    assert first.teacher == second.teacher == first.source  # the 15B teaches the 4B too
+    assert second.source == first.export.folder
+    for chosen in (first, second):
+        assert (chosen.train.batch, chosen.data.length, chosen.score.rows) == (1152, 4096, 1024)
+        assert tokens(chosen) == pytest.approx(94e9, rel=1e-4)
+        schedule = chosen.optimizer.schedule
+        assert (schedule.kind, schedule.learning_rate) == ("cosine", 2e-4)
+        assert schedule.learning_rate * schedule.final_fraction == pytest.approx(4.5e-7)
+        assert (chosen.plan.widths_by, chosen.plan.over_batch, chosen.plan.over_sequence) == (
+            "activation",
+            "l2",
+            "mean",
+        )
+        assert (chosen.loss.kl, chosen.loss.next_token) == (1.0, 0.0)
+    eight, four = models("minitron_15b_to_8b_to_4b")[1:]
+    assert (eight.embed, eight.q_heads, eight.kv_heads, eight.mlp, eight.layers) == (4096, 48, 8, 16_384, 32)
+    assert (four.embed, four.q_heads, four.kv_heads, four.mlp, four.layers) == (3072, 24, 8, 9216, 32)
