@@ -3,8 +3,8 @@
     python -m chopjax.train --config configs/mistral_nemo_12b_to_8b.py[:DATA] --config.workdir=gs://BUCKET/mn-minitron-8b
 
 Hidden size 4096 of 5120 and MLP 11520 of 14336; all heads and all 40 layers stay. 380 billion tokens, learning rate
-1e-4 falling to 4.5e-7, KL alone. DATA is a file, folder or glob of text; without it the hub's FineWeb-Edu stands in for the
-paper's own text, which is not public. The source is gated on the hub.
+1e-4 falling to 4.5e-7, KL alone. DATA is a file, folder or glob of text; without it the hub's FineWeb-Edu stands in for
+the paper's own text, which is not public. The source is gated on the hub.
 
 Meant for v6e-128: each chip works on one row of 8192 tokens at a time, six times a step.
 """
