@@ -72,14 +72,8 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         UserError: no such folder or hub id, unsupported architecture, missing or truncated shards, unknown or missing
             tensors, wrong shapes, a dtype that is not read.
     """
-    folder = Path(source)
-    downloaded = not folder.is_dir()
-    if downloaded:
-        folder = _download(str(source), _SMALL_FILES)
-    raw = read_config(folder)
-    family = family_of(raw)
-    config = family.config_from_hf(raw)
-    if downloaded:
+    folder, raw, family, config = open_config(source)
+    if not Path(source).is_dir():
         folder = _download(str(source), _SMALL_FILES + _WEIGHTS)
     tensors = _parameters(folder, family, config, safetensors.read_folder(folder))
     weight: Counter[np.dtype] = Counter()
@@ -87,6 +81,23 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         weight[entry.dtype or np.dtype(np.void)] += entry.nbytes
     dtype = safetensors.dtype_name(weight.most_common(1)[0][0])
     return Checkpoint(str(source), folder, raw, family, config, dtype, tensors)
+
+
+def open_config(source: str | Path) -> tuple[Path, dict[str, Any], Family, ModelConfig]:
+    """What a local folder or a hub id says of itself without its weights, which need not be there.
+
+    Returns:
+        the folder, its config.json, the family, and what the decoder needs to know.
+
+    Raises:
+        UserError: no such folder or hub id, or an unsupported architecture.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = _download(str(source), _SMALL_FILES)
+    raw = read_config(folder)
+    family = family_of(raw)
+    return folder, raw, family, family.config_from_hf(raw)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
