@@ -1,9 +1,10 @@
 """Memory, cycles and traffic of training steps on TPU slices, compiled without a TPU.
 
-    python benchmarks/pods.py [--only NAME ...] [--dump FOLDER]
+    python benchmarks/pods.py [--only NAME ...] [--dump FOLDER] [--write docs/benchmarks.md] [--peer MAXTEXT_PYTHON]
 
-Sequences of 4096 tokens, full remat, float32 master weights and AdamW, plain FSDP over all chips, one process. A step
-of this size takes 3 to 8 minutes of two cores to compile. Needs libtpu: pip install 'chopjax[tpu]'. Per chip:
+Sequences of 4096 tokens, full remat, float32 master weights and AdamW, bfloat16 gradients, plain FSDP over all chips,
+one process. A step of this size takes 2 to 8 minutes of two cores to compile; what was compiled is kept in --workdir by
+a digest of the program, so a table that was cut off goes on. Needs libtpu: pip install 'chopjax[tpu]'. Per chip:
 
     peak_gb           memory_analysis().peak_memory_in_bytes / 1e9
     cycles            the compiler's estimates, summed over the module with loop trip counts; none where it cannot print
@@ -21,13 +22,14 @@ import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import jax  # noqa: E402
-
-from chopjax.aot import steps, topology  # noqa: E402
+from chopjax.aot import cache, topology  # noqa: E402
+from chopjax.aot.compiling import Costs  # noqa: E402
+from chopjax.aot.steps import TrainingStep  # noqa: E402
 from chopjax.distill.config import LossConfig  # noqa: E402
 from chopjax.models.config import ModelConfig, Rope  # noqa: E402
 
 LENGTH = 4096
+ROPE = Rope("llama3", 500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_positions=8192)
 LLAMA31_8B = ModelConfig(
     layers=32,
     embed=4096,
@@ -38,35 +40,60 @@ LLAMA31_8B = ModelConfig(
     vocab=128256,
     positions=131072,
     norm_eps=1e-5,
-    rope=Rope("llama3", 500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_positions=8192),
+    rope=ROPE,
 )
+LLAMA31_70B = dataclasses.replace(LLAMA31_8B, layers=80, kind_of_layer=(), embed=8192, q_per_kv=8, mlp=28672)
 WIDTH_4B = dataclasses.replace(LLAMA31_8B, embed=3072, mlp=9216)
+# Qwen3-32B and 8B share a tokenizer.
+QWEN3_8B = ModelConfig(
+    layers=36,
+    embed=4096,
+    kv_heads=8,
+    q_per_kv=4,
+    head_dim=128,
+    mlp=12288,
+    vocab=151936,
+    positions=40960,
+    norm_eps=1e-6,
+    qk_norm=True,
+    rope=Rope("default", 1000000.0),
+)
+QWEN3_32B = dataclasses.replace(QWEN3_8B, layers=64, kind_of_layer=(), embed=5120, q_per_kv=8, mlp=25600)
 # Tokens of one chip whose logits exist at one time.
 CHUNK = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table: `rows` sequences a chip of a slice."""
+    """One line of the table: `rows` sequences a chip of a slice; and what MaxText 0.2.5's step takes there."""
 
     topology: str
     student: ModelConfig
     teacher: ModelConfig | None = None
     rows: int = 1
+    maxtext: str = ""
 
-    def step(self, chips: int) -> steps.TrainingStep:
+    def step(self, chips: int) -> TrainingStep:
         """The step, by what its program depends on."""
         loss = LossConfig(
             next_token=float(self.teacher is None), kl=float(self.teacher is not None), chunk=CHUNK * chips
         )
-        return steps.TrainingStep(self.student, chips * self.rows, LENGTH, loss, self.teacher)
+        return TrainingStep(self.student, chips * self.rows, LENGTH, loss, self.teacher)
 
 
 ROWS = {
-    "8b": Row("v5e:4x4", LLAMA31_8B),
-    "8b-to-4.5b": Row("v5e:4x4", WIDTH_4B, LLAMA31_8B),
-    "8b-to-4.5b-2": Row("v5e:4x4", WIDTH_4B, LLAMA31_8B, rows=2),
+    "8b": Row("v5e:4x4", LLAMA31_8B, maxtext="11.36 GB, 3.41e9, 45.4 GB"),
+    "8b-2": Row("v5e:4x4", LLAMA31_8B, rows=2, maxtext="14.63 GB, 6.54e9"),
+    "8b-64": Row("v5e:8x8", LLAMA31_8B, maxtext="6.00 GB, 2.63e9, 59.2 GB"),
+    "8b-v6e": Row("v6e:4x4", LLAMA31_8B, maxtext="11.90 GB, 1.48e9, 45.4 GB"),
+    "8b-to-4.5b": Row("v5e:4x4", WIDTH_4B, LLAMA31_8B, maxtext="10.88 GB, 3.32e9, 43.6 GB"),
+    "8b-to-4.5b-2": Row("v5e:4x4", WIDTH_4B, LLAMA31_8B, rows=2, maxtext="14.84 GB"),
     **{f"8b-to-4.5b-{rows}": Row("v5e:4x4", WIDTH_4B, LLAMA31_8B, rows=rows) for rows in (4, 6, 7, 8)},
+    "8b-to-4.5b-v5p": Row("v5p:2x2x4", WIDTH_4B, LLAMA31_8B, maxtext="11.05 GB"),
+    "8b-to-4.5b-64": Row("v5e:8x8", WIDTH_4B, LLAMA31_8B),
+    "8b-to-8b": Row("v5e:4x4", LLAMA31_8B, LLAMA31_8B, maxtext="15.12 GB, 4.65e9, 65.3 GB"),
+    "32b-to-8b": Row("v5e:4x4", QWEN3_8B, QWEN3_32B, maxtext="does not fit"),
+    "70b-to-4.5b": Row("v5e:4x4", WIDTH_4B, LLAMA31_70B),
 }
 
 
@@ -75,44 +102,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help=", ".join(ROWS))
     parser.add_argument("--dump", type=pathlib.Path, help="folder for the compiler's reports on each row")
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/pods"))
     options = parser.parse_args()
     print(f"{'name':16} {'topology':10} {'peak GB':>8} {'cycles':>10} {'wire GB':>8} {'compile s':>10}", flush=True)
-    found = [measure(name, options.dump) for name in options.only]
+    found = [measure(name, options.workdir, options.dump) for name in options.only]
     print(json.dumps({"rows": found}))
 
 
-def measure(name: str, dump: pathlib.Path | None) -> dict[str, str | float | None]:
+def measure(name: str, workdir: pathlib.Path, dump: pathlib.Path | None) -> dict[str, str | float | None]:
     """Compiles one row and prints it; what does not fit into the chips' memory has no peak."""
     row = ROWS[name]
-    chips = topology.devices(row.topology)
+    slices = topology.parse(row.topology)
     result: dict[str, str | float | None] = {"name": name, "topology": row.topology}
     result |= dict.fromkeys(("peak_gb", "cycles", "wire_gb", "compile_seconds"))
-    try:
-        done = steps.compile(row.step(len(chips)), chips, {"xla_dump_to": str(dump / name)} if dump else None)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        print(f"{name:16} {row.topology:10} does not fit: {str(error).splitlines()[0]}", flush=True)
+    costs = cache.costs(row.step(slices.devices), slices, workdir, dump=str(dump / name) if dump else "")
+    if costs.peak_bytes is None:
+        needed = f", needs {costs.needed_bytes / 1e9:.2f} GB" if costs.needed_bytes else ""
+        print(f"{name:16} {row.topology:10} does not fit{needed}", flush=True)
         return result
-    result |= {"peak_gb": done.peak_bytes / 1e9, "compile_seconds": done.compile_seconds}
-    if done.statistics is not None:
-        result |= {"cycles": done.statistics.cycles, "wire_gb": sum(done.statistics.wire_bytes.values()) / 1e9}
-        print_costs(done)
+    result |= {"peak_gb": costs.peak_bytes / 1e9, "compile_seconds": costs.compile_seconds}
+    if costs.statistics is not None:
+        result |= {"cycles": costs.statistics.cycles, "wire_gb": sum(costs.statistics.wire_bytes.values()) / 1e9}
     cells = (f"{result[key]:{form}}" if result[key] is not None else "-" for key, form in COLUMNS.items())
     print(f"{name:16} {row.topology:10} " + " ".join(f"{cell:>8}" for cell in cells), flush=True)
+    print_costs(costs)
     return result
 
 
 COLUMNS = {"peak_gb": ".2f", "cycles": ".3e", "wire_gb": ".1f", "compile_seconds": ".0f"}
 
 
-def print_costs(done: steps.Compilation) -> None:
+def print_costs(costs: Costs) -> None:
     """What the row's figures are made of, indented below it."""
-    assert done.statistics is not None
-    memory = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in done.memory.items())
-    wire = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in done.statistics.wire_bytes.items())
-    flops = (done.statistics.matmul_flops + done.statistics.kernel_flops) / 1e12
-    print(f"    GB: {memory}\n    GB on the wire: {wire}\n    TFLOP: {flops:.1f}", flush=True)
+    print("    GB at the peak: " + ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in costs.at_peak.items()))
+    print("    GB: " + ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in costs.memory.items()))
+    if costs.statistics is not None:
+        wire = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in costs.statistics.wire_bytes.items())
+        flops = (costs.statistics.matmul_flops + costs.statistics.kernel_flops) / 1e12
+        print(f"    GB on the wire: {wire}\n    TFLOP: {flops:.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
-"""The training step, compiled for devices that need not be there; and what the compiler says of it."""
+"""The steps of a run, lowered for devices that need not be there."""
 
 import dataclasses
-import time
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from chopjax.aot import hlo
 from chopjax.distill.config import LossConfig
+from chopjax.distill.matching import Matching
 from chopjax.distill.objective import Models
+from chopjax.distill.targets import PREFIX
+from chopjax.evaluate.perplexity import batch_sums
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import abstract_params
-from chopjax.sharding.mesh import Constrain, Kernel, make_mesh, param_shardings
+from chopjax.score.activations import score_sums
+from chopjax.sharding.mesh import Constrain, Kernel, batch_sharding, make_mesh, param_shardings, replicated
 from chopjax.sharding.rules import MeshConfig
 from chopjax.train import optimizers
 from chopjax.train.config import OptimizerConfig
@@ -23,9 +27,21 @@ from chopjax.train.step import StepConfig, compile_step, make_step
 BATCH = ("tokens", "segment_ids", "positions")
 
 
+class Step(Protocol):
+    """A step by all that its program depends on."""
+
+    def lower(self, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
+        """The step as it is made for a run, lowered for these devices; nothing is allocated.
+
+        Raises:
+            UserError: the mesh cannot hold the models, or is not made up by the devices.
+        """
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainingStep:
-    """A training step, by all that its program depends on.
+    """A training step.
 
     Attributes:
         student: the model that is trained.
@@ -38,6 +54,9 @@ class TrainingStep:
         mesh: how devices are laid out.
         vocab_tokens: tokens of the tokenizer, where vocabularies are padded.
         kernel: what computes attention (`sharding.mesh.Constrain`).
+        matching: which activations are compared with the teacher's; None for none.
+        teacher_optimizer: of a teacher that learns in the same step; None for one that does not.
+        kept: entries of the teacher's distribution that batches bring for each token, with `step.cached`.
     """
 
     student: ModelConfig
@@ -50,93 +69,129 @@ class TrainingStep:
     mesh: MeshConfig = MeshConfig()
     vocab_tokens: int | None = None
     kernel: Kernel = "auto"
+    matching: Matching | None = None
+    teacher_optimizer: OptimizerConfig | None = None
+    kept: int = 64
+
+    @property
+    def learning(self) -> bool:
+        """Whether the teacher learns too."""
+        return self.teacher_optimizer is not None
+
+    @property
+    def micro_rows(self) -> int:
+        """Rows of a micro-batch, over all devices."""
+        return self.rows // self.step.accumulate
+
+    def lower(self, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
+        """See `Step.lower`."""
+        mesh, fallbacks = make_mesh(self.mesh, devices), self.mesh.fallbacks
+        pin = Constrain(mesh, fallbacks, self.kernel)
+        optimizer = optimizers.build(self.optimizer, leaves_of(self.student, self.matching))
+        student, teacher = trained(self.student, optimizer, self.matching), None
+        if self.teacher is not None and self.teacher_optimizer is not None:
+            teacher = trained(self.teacher, optimizers.build(self.teacher_optimizer, leaves_of(self.teacher)))
+        models = Models(self.student, self.teacher, self.vocab_tokens, pin, self.matching)
+        schedule, own = make_schedule(self.optimizer.schedule), None if teacher is None else teacher.optimizer
+        step = make_step(models, self.loss, self.step, optimizer, schedule, teacher_optimizer=own)
+        state = abstract_state(student, mesh, fallbacks, teacher)
+        shardings = state_shardings(student, mesh, fallbacks, teacher)
+        beside = beside_shardings = None
+        if self.teacher is not None and not self.learning:
+            beside = abstract_params(self.teacher, jnp.dtype(self.step.compute_dtype))
+            beside_shardings = param_shardings(self.teacher, mesh, fallbacks)
+        return compile_step(step, shardings, beside_shardings, mesh).lower(state, beside, self._batch())
+
+    def _batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        batch = _rows(self.rows, self.length)
+        if self.step.cached:
+            for name in ("ids", "probs", "tail", "offset"):
+                kept = (self.kept,) if name in ("ids", "probs") else ()
+                dtype = jnp.int32 if name == "ids" else jnp.float32
+                batch[f"{PREFIX}{name}"] = jax.ShapeDtypeStruct((self.rows, self.length, *kept), dtype)
+        return batch
 
 
 @dataclasses.dataclass(frozen=True)
-class Compilation:
-    """What the compiler says of a program, per device.
+class ScoringStep:
+    """A pass over calibration rows that scores activations.
 
     Attributes:
-        compiled: the executable.
-        lower_seconds: time of tracing and lowering.
-        compile_seconds: time of compiling.
-        statistics: cycles, FLOPs and bytes on the wire; None where the compiler cannot print what it made (TPU v5p
-            with jaxlib 0.10).
+        model: the model that is scored.
+        rows: rows of a batch, over all devices.
+        length: tokens of a row.
+        dtype: of parameters and activations.
+        mesh: how devices are laid out.
+        kernel: what computes attention.
     """
 
-    compiled: jax.stages.Compiled
-    lower_seconds: float
-    compile_seconds: float
-    statistics: hlo.Statistics | None
+    model: ModelConfig
+    rows: int
+    length: int
+    dtype: str = "bfloat16"
+    mesh: MeshConfig = MeshConfig()
+    kernel: Kernel = "auto"
 
-    @property
-    def peak_bytes(self) -> int:
-        """The most memory in use at one time, arguments and results included."""
-        return self.memory["peak"]
-
-    @property
-    def memory(self) -> dict[str, int]:
-        """Bytes by kind: arguments, results, results that take the place of arguments, temporaries, code; and peak.
-
-        `temporary` is what the heap of temporaries takes with its gaps, and so may be more than the peak.
-        """
-        found = self.compiled.memory_analysis()
-        assert found is not None, "compilers for TPUs report memory"
-        return {
-            "peak": found.peak_memory_in_bytes,
-            "arguments": found.argument_size_in_bytes,
-            "results": found.output_size_in_bytes,
-            "reused": found.alias_size_in_bytes,
-            "temporary": found.temp_size_in_bytes,
-            "code": found.generated_code_size_in_bytes,
-        }
+    def lower(self, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
+        """See `Step.lower`."""
+        mesh = make_mesh(self.mesh, devices)
+        pin = Constrain(mesh, self.mesh.fallbacks, self.kernel)
+        step = jax.jit(functools.partial(score_sums, self.model, constrain=pin), out_shardings=replicated(mesh))
+        half = jax.ShapeDtypeStruct((self.rows,), jnp.int32, sharding=batch_sharding(mesh))
+        batch = _placed(_rows(self.rows, self.length), batch_sharding(mesh))
+        return step.lower(_params(self.model, self.dtype, self.mesh, mesh), batch, half, masks={})
 
 
-def lower(wanted: TrainingStep, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
-    """The training step as it is made for a run, lowered for these devices; nothing is allocated.
+@dataclasses.dataclass(frozen=True)
+class EvaluationStep:
+    """A pass over held-out rows: perplexity, and with a teacher the divergence from it.
 
-    Raises:
-        UserError: the mesh cannot hold the models, or is not made up by the devices.
+    Attributes:
+        model: the model that is judged.
+        rows: rows of a batch, over all devices.
+        length: tokens of a row.
+        teacher: the model that it is compared with; None for none.
+        chunk: tokens of a batch whose logits exist at one time.
+        dtype: of parameters and activations.
+        mesh: how devices are laid out.
+        vocab_tokens: tokens of the tokenizer, where vocabularies are padded.
+        kernel: what computes attention.
     """
-    mesh, fallbacks = make_mesh(wanted.mesh, devices), wanted.mesh.fallbacks
-    optimizer = optimizers.build(wanted.optimizer, leaves_of(wanted.student))
-    models = Models(wanted.student, wanted.teacher, wanted.vocab_tokens, Constrain(mesh, fallbacks, wanted.kernel))
-    step = make_step(models, wanted.loss, wanted.step, optimizer, make_schedule(wanted.optimizer.schedule))
-    student = trained(wanted.student, optimizer)
-    state, shardings = abstract_state(student, mesh, fallbacks), state_shardings(student, mesh, fallbacks)
-    teacher = teacher_shardings = None
-    if wanted.teacher is not None:
-        teacher = abstract_params(wanted.teacher, jnp.dtype(wanted.step.compute_dtype))
-        teacher_shardings = param_shardings(wanted.teacher, mesh, fallbacks)
-    batch = {name: jax.ShapeDtypeStruct((wanted.rows, wanted.length), jnp.int32) for name in BATCH}
-    return compile_step(step, shardings, teacher_shardings, mesh).lower(state, teacher, batch)
+
+    model: ModelConfig
+    rows: int
+    length: int
+    teacher: ModelConfig | None = None
+    chunk: int = 512
+    dtype: str = "bfloat16"
+    mesh: MeshConfig = MeshConfig()
+    vocab_tokens: int | None = None
+    kernel: Kernel = "auto"
+
+    def lower(self, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
+        """See `Step.lower`."""
+        mesh = make_mesh(self.mesh, devices)
+        options: dict[str, Any] = {"chunk": self.chunk, "vocab_tokens": self.vocab_tokens}
+        options["constrain"] = Constrain(mesh, self.mesh.fallbacks, self.kernel)
+        if self.teacher is not None:
+            options["teacher_config"] = self.teacher
+            options["teacher_params"] = _params(self.teacher, self.dtype, self.mesh, mesh)
+        batch = _placed(_rows(self.rows, self.length), batch_sharding(mesh))
+        return batch_sums.lower(self.model, _params(self.model, self.dtype, self.mesh, mesh), batch, **options)
 
 
-def compile(
-    wanted: TrainingStep, devices: Sequence[jax.Device], options: Mapping[str, str] | None = None
-) -> Compilation:
-    """`lower`, and then compiled; takes minutes for models of billions of parameters.
-
-    Args:
-        wanted: the step.
-        devices: what it is compiled for.
-        options: of the compiler; `xla_dump_to` names a folder for its reports, the assignment of buffers among them.
-
-    Raises:
-        UserError: as in `lower`.
-        jax.errors.JaxRuntimeError: the program does not fit into the devices' memory, among other reasons.
-    """
-    begun = time.perf_counter()
-    lowered = lower(wanted, devices)
-    between = time.perf_counter()
-    compiled = lowered.compile(dict(options or {}))
-    ended = time.perf_counter()
-    return Compilation(compiled, between - begun, ended - between, _statistics(compiled))
+def _rows(rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    return {name: jax.ShapeDtypeStruct((rows, length), jnp.int32) for name in BATCH}
 
 
-def _statistics(compiled: jax.stages.Compiled) -> hlo.Statistics | None:
-    try:
-        text = compiled.as_text()
-    except jax.errors.JaxRuntimeError:
-        return None
-    return hlo.statistics(text) if text else None
+def _params(config: ModelConfig, dtype: str, chosen: MeshConfig, mesh: jax.sharding.Mesh) -> Any:
+    shardings = param_shardings(config, mesh, chosen.fallbacks)
+    return jax.tree.map(_with, abstract_params(config, jnp.dtype(dtype)), shardings)
+
+
+def _placed(shapes: Any, sharding: jax.sharding.NamedSharding) -> Any:
+    return jax.tree.map(lambda shape: _with(shape, sharding), shapes)
+
+
+def _with(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)

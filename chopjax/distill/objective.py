@@ -21,6 +21,8 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.constrain import Constrain, unpinned
 
 PROJECTIONS = "projections"
+# By these names a compiled step's memory is told apart (`aot.live`).
+STUDENT, TEACHER, LOSS = "student", "teacher", "loss"
 
 Batch = Mapping[str, Shaped[Array, "batch length *rest"]]
 """Packed rows: int32 `tokens`, `segment_ids` (0 is padding) and `positions`; maybe bool `targets`, False where a token
@@ -93,17 +95,20 @@ def batch_sums(
     run = functools.partial(_forward, batch, models.constrain)
     projections, params = params.get(PROJECTIONS), of_model(params)
     keep = (models.matching.student_keep, models.matching.teacher_keep) if models.matching else ({}, {})
-    student = run(models.student, params, remat=remat, masks=masks, keep=keep[0])
+    with jax.named_scope(STUDENT):
+        student = run(models.student, params, remat=remat, masks=masks, keep=keep[0])
     taught: Teacher | Sparse | None = of_batch(batch)
     of_teacher = own_logits = None
     if models.teacher is not None and teacher is not None:
         # A teacher that learns keeps as little for its backward pass as the student.
-        of_teacher = run(models.teacher, teacher, remat=remat if correct else "none", keep=keep[1])
+        with jax.named_scope(TEACHER):
+            of_teacher = run(models.teacher, teacher, remat=remat if correct else "none", keep=keep[1])
         own_logits = of_teacher.hidden, decoder.unembedding(models.teacher, teacher)
         taught = own_logits if loss.teacher_terms else None
     options: dict[str, Any] = {"vocab_tokens": models.vocab_tokens, "constrain": models.constrain}
     unembed = decoder.unembedding(models.student, params)
-    total, parts = chunked_loss(loss, student.hidden, unembed, labels, weights, taught, scalars=scalars, **options)
+    with jax.named_scope(LOSS):
+        total, parts = chunked_loss(loss, student.hidden, unembed, labels, weights, taught, scalars=scalars, **options)
     if models.matching is not None and models.hidden:
         assert of_teacher is not None and teacher is not None, "activations are compared with a teacher that runs"
         tables = params["embed"]["table"], teacher["embed"]["table"]

@@ -1,0 +1,140 @@
+"""Compiling a step for devices that need not be there, and what the compiler then says of it."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import pathlib
+import re
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from chopjax.aot import hlo, live
+from chopjax.aot.steps import Step
+
+_NEEDED = re.compile(r"Used ([0-9.]+)([KMGT]?) of")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """What the compiler says of a program, per device; plain data that JSON can hold.
+
+    Attributes:
+        peak_bytes: the most memory in use at one time, arguments and results included; None if it does not fit.
+        needed_bytes: what the compiler would have needed, where it does not fit and says so.
+        memory: bytes by kind: arguments, results, results that take the place of arguments, temporaries, code. Of
+            temporaries what their heap takes with its gaps, and so may be more than the peak.
+        at_peak: bytes by what they are for (`live.KINDS`) at the moment of the peak; empty if not known.
+        lower_seconds: time of tracing and lowering.
+        compile_seconds: time of compiling.
+        statistics: cycles, FLOPs and bytes on the wire; None where the compiler cannot print what it made (TPU v5p
+            with jaxlib 0.10).
+    """
+
+    peak_bytes: int | None
+    needed_bytes: int | None
+    memory: Mapping[str, int]
+    at_peak: Mapping[str, int]
+    lower_seconds: float
+    compile_seconds: float
+    statistics: hlo.Statistics | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As `from_json` reads it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Costs":
+        """What `to_json` gave."""
+        statistics = found["statistics"]
+        return cls(**{**found, "statistics": None if statistics is None else hlo.Statistics(**statistics)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Compilation:
+    """A compiled program and its costs; without the program, where it does not fit."""
+
+    costs: Costs
+    compiled: jax.stages.Compiled | None
+
+
+def digest(lowered: jax.stages.Lowered, topology: str) -> str:
+    """Of a program, what it is compiled for, and the compiler."""
+    libraries = {name: _version(name) for name in ("jax", "jaxlib", "libtpu")}
+    return hashlib.sha256(repr((topology, libraries, lowered.as_text())).encode()).hexdigest()
+
+
+def compile(step: Step, devices: Sequence[jax.Device], explain: bool = True, dump: str = "") -> Compilation:
+    """Lowers and compiles a step; takes minutes for models of billions of parameters.
+
+    Args:
+        step: the step.
+        devices: what it is compiled for.
+        explain: whether the compiler's reports are read for what the memory is used for at its peak.
+        dump: folder in which those reports are to stay; "" for none.
+
+    Raises:
+        UserError: as `Step.lower`.
+    """
+    begun = time.perf_counter()
+    lowered = step.lower(devices)
+    return compile_lowered(lowered, time.perf_counter() - begun, explain, dump)
+
+
+def compile_lowered(
+    lowered: jax.stages.Lowered, lower_seconds: float = 0.0, explain: bool = True, dump: str = ""
+) -> Compilation:
+    """`compile`, of what is lowered already."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = dump or temporary
+        begun = time.perf_counter()
+        try:
+            compiled = lowered.compile({"xla_dump_to": folder} if explain or dump else {})
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            seconds = time.perf_counter() - begun
+            return Compilation(Costs(None, _needed(str(error)), {}, {}, lower_seconds, seconds, None), None)
+        seconds = time.perf_counter() - begun
+        at_peak = live.at_peak(pathlib.Path(folder)) if explain or dump else {}
+    memory = _memory(compiled)
+    peak = memory.pop("peak")
+    return Compilation(Costs(peak, None, memory, at_peak, lower_seconds, seconds, _statistics(compiled)), compiled)
+
+
+def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+    found = compiled.memory_analysis()
+    assert found is not None, "compilers for TPUs and GPUs report memory"
+    return {
+        "peak": found.peak_memory_in_bytes,
+        "arguments": found.argument_size_in_bytes,
+        "results": found.output_size_in_bytes,
+        "reused": found.alias_size_in_bytes,
+        "temporary": found.temp_size_in_bytes,
+        "code": found.generated_code_size_in_bytes,
+        "host": found.host_temp_size_in_bytes,
+    }
+
+
+def _statistics(compiled: jax.stages.Compiled) -> hlo.Statistics | None:
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return hlo.statistics(text) if text else None
+
+
+def _needed(message: str) -> int | None:
+    found = _NEEDED.search(message)
+    return round(float(found[1]) * _UNITS[found[2]]) if found else None
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,224 @@
+"""What a training step will take, from sizes alone: in microseconds, where a compiler takes minutes.
+
+It serves to sort hundreds of settings, of which the best are then compiled; it is no promise. Constants that are no
+sizes were fitted to compiled steps of 3.5B to 8B models on 16 chips of v5e (`benchmarks/pods.py`).
+"""
+
+import dataclasses
+import math
+
+from chopjax.aot.hardware import Device
+from chopjax.aot.steps import TrainingStep
+from chopjax.axes import Role
+from chopjax.models.config import ModelConfig
+from chopjax.models.parameters import declare
+from chopjax.sharding.rules import RULES, assign
+from chopjax.train.flops import step_flops
+
+MASTER, HALF = 4, 2  # bytes of float32 and bfloat16
+MOMENTS = {"adamw": 2, "lion": 1}
+# Share of the peak arithmetic that compiled steps reach where nothing else holds them up.
+EFFICIENCY = 0.82
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device; those of `state` all the time, the others at the moment that needs the most.
+
+    Attributes:
+        parameters: float32 masters.
+        optimizer: moments.
+        teacher: the teacher's parameters, and moments if it learns.
+        compute_copy: parameters in the compute dtype.
+        gradients: of all parameters.
+        activations: what the forward pass keeps for the backward pass.
+        loss: logits of a chunk with what is made of them, and the gradient of the unembedding.
+        working: weights of a layer that are gathered, and activations inside it.
+    """
+
+    parameters: float
+    optimizer: float
+    teacher: float
+    compute_copy: float
+    gradients: float
+    activations: float
+    loss: float
+    working: float
+
+    @property
+    def peak(self) -> float:
+        """The most at any time: in the loss, or at the end of the backward pass."""
+        always = self.parameters + self.optimizer + self.teacher + self.compute_copy + self.activations
+        return always + max(self.loss, self.gradients + self.working)
+
+
+@dataclasses.dataclass(frozen=True)
+class Time:
+    """Seconds of one step, each as if nothing else had to be waited for.
+
+    Attributes:
+        compute: products, at the share of the peak that compiled steps reach.
+        memory: weights, state and activations between memory and cores.
+        ici: collectives inside a slice.
+        dcn: collectives between slices.
+    """
+
+    compute: float
+    memory: float
+    ici: float
+    dcn: float
+
+    @property
+    def step(self) -> float:
+        """The longest of them: the others run meanwhile."""
+        return max(self.compute, self.memory, self.ici, self.dcn)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wire:
+    """Bytes that one device sends in a step.
+
+    Attributes:
+        ici: inside its slice.
+        dcn: between slices.
+    """
+
+    ici: float
+    dcn: float
+
+
+class Estimate:
+    """Memory, traffic and time of a training step on a number of devices.
+
+    Args:
+        step: the step.
+        devices: number of devices.
+        slices: slices that they are in.
+
+    Raises:
+        UserError: the mesh cannot hold the models, or is not made up by the devices.
+    """
+
+    def __init__(self, step: TrainingStep, devices: int, slices: int = 1) -> None:
+        self._step, self._devices, self._slices = step, devices, slices
+        self._mesh = step.mesh.shape(devices)
+        self._rows = math.prod(self._mesh[axis] for axis in RULES["batch"])
+        self._cells = math.prod(self._mesh[axis] for axis in RULES.get("length", ()))
+        # Tokens of one device in one micro-batch.
+        self._tokens = step.micro_rows * step.length / (self._rows * self._cells)
+        self._bytes = MASTER if step.step.compute_dtype == "float32" else HALF
+
+    def memory(self) -> Memory:
+        """Bytes of one device."""
+        step, student = self._step, self._held(self._step.student)
+        teacher = 0.0
+        if step.teacher is not None:
+            own = self._held(step.teacher)
+            masters = own * MASTER * (1 + MOMENTS[step.optimizer.name])
+            teacher = masters + own * self._bytes * 2 if step.learning else own * self._bytes
+        gradients = student * (self._bytes if step.step.accumulate == 1 else MASTER + self._bytes)
+        return Memory(
+            student * MASTER,
+            student * MASTER * MOMENTS[step.optimizer.name],
+            teacher,
+            0.0 if self._bytes == MASTER else student * self._bytes,
+            gradients,
+            self._kept(step.student) + (self._kept(step.teacher) if step.learning and step.teacher else 0.0),
+            self._loss(),
+            self._working(step.student),
+        )
+
+    def wire(self) -> Wire:
+        """Bytes that one device sends in a step."""
+        step, student = self._step, self._step.student
+        accumulate = step.step.accumulate
+        layers = {"student": self._gathered_layers(student)}
+        if step.teacher is not None:
+            layers["teacher"] = self._gathered_layers(step.teacher)
+        shards = self._mesh["fsdp"]
+        share = (shards - 1) / shards
+        # Once on the way there, once on the way back, and the gradients.
+        gathers = 3 if not step.learning else 3 + 2
+        sent = share * self._bytes * (gathers * layers["student"] + layers.get("teacher", 0.0)) * accumulate
+        tensor = self._mesh["tensor"]
+        if tensor > 1:
+            # Two sums of the residual stream in each layer: there, again under full remat, and back.
+            passes = 2 * (3 if step.step.remat == "full" else 2)
+            wide = student.layers * student.embed * passes
+            if step.teacher is not None:
+                wide += 2 * step.teacher.layers * step.teacher.embed
+            sent += 2 * (tensor - 1) / tensor * self._bytes * self._tokens * wide * accumulate
+        held = self._held(student) * self._bytes
+        copies = self._mesh["data"]
+        inside = copies // self._slices if copies % self._slices == 0 else copies
+        if inside > 1:
+            sent += 2 * (inside - 1) / inside * held
+        across = 2 * (self._slices - 1) / self._slices * held if self._slices > 1 else 0.0
+        return Wire(sent, across)
+
+    def time(self, device: Device) -> Time:
+        """Seconds of one step."""
+        step, wire, memory = self._step, self.wire(), self.memory()
+        flops = step_flops(
+            step.student, step.teacher, step.rows * step.length, step.length, step.step.remat, step.learning
+        )
+        # The state is read and written once, weights twice or thrice for each micro-batch, kept activations twice.
+        state = 2 * (memory.parameters + memory.optimizer) + 2 * memory.gradients
+        gathered = 3 * self._bytes * self._gathered_layers(step.student)
+        if step.teacher is not None:
+            gathered += self._bytes * self._gathered_layers(step.teacher)
+        moved = state + (gathered + 4 * memory.activations + 4 * self._inside(step.student)) * step.step.accumulate
+        return Time(
+            flops.hardware / self._devices / device.flops / EFFICIENCY,
+            moved / device.bandwidth,
+            wire.ici / device.ici,
+            wire.dcn / device.dcn,
+        )
+
+    def _held(self, config: ModelConfig) -> float:
+        """Parameters of one device."""
+        held = 0.0
+        for path, leaf in declare(config).items():
+            spec, _ = assign(leaf.axes, leaf.shape(config.sizes), self._mesh, self._step.mesh.fallbacks, path)
+            held += leaf.size(config.sizes) / math.prod(self._mesh[axis] for entry in spec for axis in entry)
+        return held
+
+    def _gathered_layers(self, config: ModelConfig) -> float:
+        """Weights of all layers as one device sees them once they are gathered over `fsdp`."""
+        layers = (leaf.size(config.sizes) for leaf in declare(config).values() if leaf.role is Role.MATRIX)
+        return sum(layers) / self._mesh["tensor"]
+
+    def _kept(self, config: ModelConfig) -> float:
+        wide = float(config.embed)
+        products = (2 * config.q_heads + 2 * config.kv_heads) * config.head_dim + config.mlp * (
+            3 if config.gated else 2
+        )
+        if self._step.step.remat == "dots":
+            wide += config.embed * 2 + (products / self._mesh["tensor"])
+        elif self._step.step.remat == "none":
+            wide += config.embed * 6 + 1.5 * (products / self._mesh["tensor"])
+        return config.layers * self._tokens * wide * self._bytes
+
+    def _inside(self, config: ModelConfig) -> float:
+        """Bytes of activations inside one layer in its backward pass."""
+        split = 5 * config.mlp + 4 * config.q_heads * config.head_dim
+        return self._tokens * self._bytes * (6 * config.embed + split / self._mesh["tensor"])
+
+    def _working(self, config: ModelConfig) -> float:
+        # The next layer is gathered while one is worked on, and its gradient is whole before it is scattered.
+        gathered = 3 * self._gathered_layers(config) / config.layers * self._bytes if self._mesh["fsdp"] > 1 else 0.0
+        return gathered + self._inside(config)
+
+    def _loss(self) -> float:
+        step, columns = self._step, math.prod(self._mesh[axis] for axis in RULES["unembedded"])
+        own = max(1.0, step.loss.chunk / (self._rows * self._cells))
+        chunk = min(own * self._mesh["fsdp"], self._tokens * self._mesh["fsdp"])
+        vocab = step.student.vocab / columns
+        # The student's logits, their derivative and what is between; the teacher's likewise.
+        logits = chunk * vocab * MASTER * (5 if step.teacher is not None and step.loss.teacher_terms else 3)
+        tables = vocab * step.student.embed * (MASTER + self._bytes)
+        hidden = 2 * self._tokens * step.student.embed * self._bytes
+        if step.teacher is not None:
+            tables += vocab * step.teacher.embed * self._bytes
+            hidden += self._tokens * step.teacher.embed * self._bytes
+        return logits + tables + hidden

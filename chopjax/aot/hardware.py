@@ -1,0 +1,71 @@
+"""Peaks of the chips that programs are compiled for: arithmetic, memory, interconnect."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from chopjax.aot.topology import Slices
+from chopjax.search.roofline import CHIPS
+
+
+@dataclasses.dataclass(frozen=True)
+class Links:
+    """What joins chips, and the clock that the compiler counts in.
+
+    Attributes:
+        ici: bytes/s that a chip can send to others of its slice, over all its links.
+        dcn: bytes/s that a chip's share of its host can send to other slices.
+        clock: cycles/s; None where the compiler's estimates are in none.
+    """
+
+    ici: float
+    dcn: float
+    clock: float | None
+
+
+# cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}: "inter-chip interconnect bandwidth" a chip, one way (the pages of v5p,
+# v6e and TPU7x give both ways together), and the data-centre network's (of v5e and v6e a pod's, by its 256 chips; of v4
+# its host's 200 Gb/s by 4 chips). Clock: peak FLOP/s over those of one cycle (multiply units of 128 x 128, of v6e and
+# TPU7x 256 x 256, two FLOPs for each multiplication), for one core. NVLink and InfiniBand: the DGX data sheets.
+LINKS: Mapping[str, Links] = {
+    "v4": Links(300e9, 6.25e9, 1.05e9),
+    "v5e": Links(200e9, 3.125e9, 1.5e9),
+    "v5p": Links(600e9, 6.25e9, 1.75e9),
+    "v6e": Links(400e9, 12.5e9, 1.75e9),
+    "tpu7x": Links(600e9, 12.5e9, 2.2e9),
+    "h100": Links(450e9, 50e9, None),
+    "h200": Links(450e9, 50e9, None),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What one JAX device has of a chip's peaks.
+
+    Attributes:
+        flops: dense bfloat16 FLOP/s.
+        bandwidth: bytes/s of its memory.
+        memory: bytes.
+        ici: bytes/s to devices of its slice.
+        dcn: bytes/s to other slices.
+        clock: cycles/s of the compiler's estimates.
+    """
+
+    flops: float
+    bandwidth: float
+    memory: float
+    ici: float
+    dcn: float
+    clock: float | None
+
+
+def device(slices: Slices) -> Device:
+    """The peaks of one device of these slices."""
+    chip, links, share = CHIPS[slices.kind], LINKS[slices.kind], slices.devices // slices.chips
+    return Device(
+        chip.flops / share,
+        chip.bandwidth / share,
+        chip.memory / share,
+        links.ici / share,
+        links.dcn / share,
+        links.clock,
+    )
