@@ -1,8 +1,20 @@
-"""The one exception that means "your input, not our code"."""
+"""The exceptions that end a run in order: bad input, a run that went wrong, and being told to stop."""
 
 
 class UserError(Exception):
     """Bad input, said in one line that names the field, file or tensor and the mend.
 
     `chopjax.commands.cli` prints the line and exits with status 2; anything else is a bug and keeps its traceback.
+    """
+
+
+class Diverged(Exception):
+    """Training went wrong, said in one line that names the step and the mend; the command line exits with status 1."""
+
+
+class Preempted(BaseException):
+    """The process was told to end (SIGTERM) and has left all in order; the command line exits with status 0.
+
+    Like KeyboardInterrupt no `Exception`, so that nothing on the way takes it for a mistake. Holds the line that is
+    said, empty where another process says it.
     """

@@ -231,6 +231,7 @@ def _records(run: Run, part: Part, forward: Forward, rows: Sequence[int], batche
     waiting: Callable[[], Iterator[bytes]] | None = None
     for number in range(batches):
         own = list(rows[number * share : (number + 1) * share])
+        run.boundary()
         batch = [part.rows[row] for row in own or [0]]  # the targets of what fills a batch are dropped
         batch += [batch[0]] * (share - len(batch))
         digests = [row_digest(row["tokens"], row["segment_ids"]) for row in batch]

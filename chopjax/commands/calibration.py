@@ -59,7 +59,8 @@ def calibration(run: Run, rows: int = 0, start: int = 0) -> Iterator[Batch]:
     )
     try:
         for number in range(math.ceil(rows / batch)):
-            index = number * batch + jax.process_index() * share + np.arange(share)
+            run.boundary()
+            index = number * batch + run.share.index * share + np.arange(share)
             one = dict(next(found))
             one["segment_ids"] = np.where(index[:, None] < rows, one["segment_ids"], 0).astype(np.int32)
             one["half"] = (index % HALVES).astype(np.int32)

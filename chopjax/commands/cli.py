@@ -19,11 +19,12 @@ from ml_collections import config_dict, config_flags
 
 from chopjax import checks, platforms
 from chopjax.commands import defaults, settings
-from chopjax.errors import UserError
+from chopjax.errors import Diverged, Preempted, UserError
+from chopjax.train import preemption
 
 Main = Callable[[settings.Settings], None]
 
-EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+EXIT_DIVERGED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 # What a folder or a disk refuses; any other OSError is a bug.
 _REFUSED = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
@@ -39,8 +40,9 @@ def run(command: str | Main, positional: str = "", required: Sequence[str] = ("s
     """Runs a command with the settings of `sys.argv`.
 
     Bad input, in the config or found later as a `UserError`, is one line on stderr and exit status 2, and so is what a
-    folder or a disk refuses; an interruption from the keyboard is one line and 130; any other exception is a bug and
-    keeps its traceback and status 1.
+    folder or a disk refuses; an interruption from the keyboard is one line and 130; SIGTERM is one line and 0, once all
+    is left so that the same command goes on; training that went wrong is one line and 1; any other exception is a bug
+    and keeps its traceback and status 1.
 
     Args:
         command: a module of `chopjax.commands`, imported after the config was read, or its `main` itself.
@@ -51,7 +53,14 @@ def run(command: str | Main, positional: str = "", required: Sequence[str] = ("s
         chosen = parse(sys.argv, positional, required)
         platforms.skip_absent_tpus()
         main = _main_of(command) if isinstance(command, str) else command
-        main(chosen)
+        with preemption.caught():
+            main(chosen)
+    except Preempted as stop:
+        if str(stop):
+            print(stop, flush=True)
+        sys.exit(0)
+    except Diverged as error:
+        _end(f"error: {_one_line(error)}", EXIT_DIVERGED)
     except UserError as error:
         _end(f"error: {_one_line(error)}", EXIT_BAD_INPUT)
     except (OSError, RuntimeError, ValueError) as error:

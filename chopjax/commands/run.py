@@ -25,7 +25,7 @@ from chopjax.data.config import DataConfig
 from chopjax.data.manifest import Manifest
 from chopjax.data.prepare import prepare_or_open
 from chopjax.data.tokenize import Tokenizer, load_tokenizer
-from chopjax.errors import UserError
+from chopjax.errors import Preempted, UserError
 from chopjax.hf.checkpoint import Checkpoint, open_checkpoint
 from chopjax.hf.reading import load_params
 from chopjax.hf.trimmed import shared_words
@@ -34,6 +34,8 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import declare
 from chopjax.sharding import rules
 from chopjax.sharding.mesh import Constrain, join_processes, make_mesh, param_shardings
+from chopjax.sharding.rows import Share, share_of
+from chopjax.train import preemption
 
 PLAN, STUDENT, STUDENT_ROWS, EXPORT = "plan.json", "student", "student_rows", "export"
 # The scores that DimCHOP ends with when it is pooled, by axis.
@@ -79,8 +81,28 @@ class Run:
             multihost_utils.sync_global_devices("chopjax")
 
     def stage(self, stage: Stage, inputs: Mapping[str, Any], work: Callable[[], None]) -> None:
-        """Runs a stage of the workdir unless it is done; see `Stages.run`."""
-        self.stages.run(stage, inputs, work)
+        """Runs a stage of the workdir unless it is done; see `Stages.run`.
+
+        Raises:
+            Preempted: the processes were told to end, before it or meanwhile.
+        """
+        try:
+            self.boundary()
+            self.stages.run(stage, inputs, work)
+        except Preempted as stop:
+            if str(stop) or not self.writer:
+                raise
+            how = "goes on" if stage.resumable else "starts it again"
+            raise Preempted(f"{stage.name}: told to end (SIGTERM); the same command {how}") from None
+
+    def boundary(self) -> None:
+        """Ends here if the processes were told to; all of them call it at the same places.
+
+        Raises:
+            Preempted: they were.
+        """
+        if preemption.agreed():
+            raise Preempted
 
     @functools.cached_property
     def source(self) -> Checkpoint:

@@ -41,6 +41,9 @@ WITHOUT_EFFECT = frozenset(
         "train.keep_best",
         "train.tensorboard",
         "train.wandb",
+        "train.skip_limit",
+        "train.hang_seconds",
+        "train.hang_ends",
         "data.threads",
         "data.prefetch",
         # Where a cache lies, and in what pieces: each record is of given tokens and a given teacher.

@@ -40,7 +40,7 @@ def train_phase(
     """
     run.check_mesh(phase.config)
     with checkpoints(run, phase, identity) as saved:
-        restored = saved.restore(abstract(run, phase))
+        restored = saved.resume(abstract(run, phase))
         if restored and restored.step >= phase.until:
             return restored.state
         state = restored.state if restored else phase.begin(phase)
@@ -144,7 +144,7 @@ def abstract(run: Run, phase: Phase) -> TrainState:
 def checkpoints(run: Run, phase: Phase, identity: Mapping[str, Any]) -> Checkpoints:
     """Where a phase's states are saved."""
     chosen = run.settings.train
-    return Checkpoints(run.workdir / phase.folder, identity, keep=chosen.keep, keep_best=chosen.keep_best)
+    return Checkpoints(run.workdir / phase.folder, identity, keep=chosen.keep, keep_best=chosen.keep_best, say=run.say)
 
 
 def trained_in(run: Run, phase: Phase) -> tuple[Trained, Trained | None]:

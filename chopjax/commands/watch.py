@@ -1,7 +1,9 @@
 """What happens after training steps: lines of metrics, evaluations on held-out rows, checkpoints."""
 
+import contextlib
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import jax
 
@@ -10,16 +12,21 @@ from chopjax.commands.phase import Phase
 from chopjax.commands.run import Run
 from chopjax.data.batches import Batches, one_pass
 from chopjax.distill.objective import Metrics, of_model
+from chopjax.errors import Preempted
 from chopjax.evaluate.perplexity import Evaluation, evaluate_rows
 from chopjax.models.block import Masks
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import flops_per_token
 from chopjax.sharding.mesh import place_batch
+from chopjax.train import preemption
 from chopjax.train.checkpoints import METRIC, Checkpoints
+from chopjax.train.goodput import Goodput
+from chopjax.train.heartbeat import Heartbeat
 from chopjax.train.loop import due, to_host
 from chopjax.train.metrics import MetricsWriter, Tracker
 from chopjax.train.mfu import utilisation
 from chopjax.train.progress import Progress
+from chopjax.train.skipping import Steps
 from chopjax.train.state import TrainState
 from chopjax.train.trackers import TensorBoard, WeightsAndBiases
 
@@ -47,32 +54,90 @@ class Watch:
         self._progress = Progress(phase.until, done, shown=run.writer)
         # The first rate holds the compilation too; a person wants to see that something goes on.
         self._clock, self._clocked = time.monotonic(), done
+        self._goodput = Goodput(folder, done, writer=run.writer)
+        self._steps = Steps(done, self._goodput.restored.skipped, chosen.skip_limit)
+        self._heartbeat = Heartbeat(
+            run.workdir,
+            done,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+            limit=chosen.hang_seconds,
+            end=chosen.hang_ends,
+        )
+        self._unsaved = False
 
     def __enter__(self) -> "Watch":
+        # Since when steps alone took time; the first step compiles.
+        self._since: float | None = None
+        self._exits = contextlib.ExitStack()
         return self
 
+        self._exits.enter_context(preemption.held())
+        for part in (self._heartbeat, self._progress, self._metrics, self._batches):
+            self._exits.callback(part.close)
     def __exit__(self, *exception: object) -> None:
         for part in (self._batches, self._metrics, self._progress):
             part.close()
 
     def after(self, step: int, state: TrainState, metrics: Metrics) -> None:
-        """Does what is due after a step. Its line is on disk before its checkpoint, so a resumed run finds it."""
+        """Does what is due after a step. Its line is on disk before its checkpoint, so a resumed run finds it.
+
+        Raises:
+            Preempted: the processes were told to end; the step is saved.
+            Diverged: too many steps in a row were skipped.
+        """
         chosen, last = self._run.settings.train, self._phase.until
         line: dict[str, Any] = {}
+        self._follow(step, metrics)
+        told = preemption.agreed()
+        save = told or due(step, chosen.save_every, last)
         if due(step, chosen.log_every, last):
             line |= self._figures(step, to_host(metrics))
         heldout_figures: dict[str, float] = {}
         # In this order: asking for the held-out rows opens their files.
-        if due(step, chosen.evaluate_every, last) and self._run.student_data.heldout():
-            heldout_figures = self._heldout(state)
+        if not told and due(step, chosen.evaluate_every, last) and self._run.student_data.heldout():
+            try:
+                heldout_figures = self._heldout(state)
+            except Preempted:  # at the same batch in all processes
+                told = save = True
             line |= heldout_figures
         if line:
             line = {"tokens": self._tokens(step)} | line
             self._metrics.write(step, line)
             self._progress.update(step, line)
-        if due(step, chosen.save_every, last):
+        if self._to_be_saved(save, told or step == last):
+            self._goodput.save(step, self._steps.skipped)
             self._checkpoints.save(step, state, self._batches.get_state(), heldout_figures)
 
+            self._heartbeat.alive()
+        if told:
+            self._stop(step)
+        self._since = time.monotonic()
+
+    def _follow(self, step: int, metrics: Metrics) -> None:
+        """Waits for the devices, all of them where something else than a step follows, and takes the time."""
+        chosen, last = self._run.settings.train, self._phase.until
+        self._heartbeat.begun(step)
+        self._steps.begin(step, metrics["skipped"])
+        every = (chosen.log_every, chosen.evaluate_every, chosen.save_every)
+        if self._unsaved or any(due(step, often, last) for often in every):
+            self._steps.settle()
+        self._heartbeat.ended(self._steps.ended)
+        if self._since is not None:
+            self._goodput.spent(time.monotonic() - self._since)
+
+    def _to_be_saved(self, wanted: bool, needed: bool) -> bool:
+        """Whether to save now; a save that falls on skipped steps waits for the first that is not."""
+        self._unsaved = self._unsaved or wanted
+        if not self._unsaved or (self._steps.in_a_row and not needed):
+            return False
+        self._unsaved = False
+        return True
+
+    def _stop(self, step: int) -> NoReturn:
+        self._checkpoints.wait()
+        said = f"train: told to end (SIGTERM); step {step} of {self._phase.until} is saved, the same command goes on"
+        raise Preempted(said if self._run.writer else "")
     def _tokens(self, steps: int) -> int:
         return steps * self._run.settings.train.batch * self._run.student_data.length
 
@@ -82,7 +147,8 @@ class Watch:
         self._clock, self._clocked = now, step
         values.pop("tokens")
         mfu = utilisation(rate * training_flops(self._run, self._phase), jax.devices())
-        return values | {"tokens_per_second": rate, "mfu": mfu}
+        counted = {"skipped": self._steps.skipped, "goodput": self._goodput.share}
+        return values | counted | {"tokens_per_second": rate, "mfu": mfu}
 
     def _heldout(self, state: TrainState) -> dict[str, float]:
         began = time.monotonic()
@@ -96,6 +162,7 @@ class Watch:
         found = heldout(self._run, self._phase.config, of_model(params), teacher, masks, cached=cached)
         self._clock += time.monotonic() - began
         figures = {METRIC: found.nll, "heldout_perplexity": found.perplexity}
+        self._heartbeat.alive()
         return figures if found.kl is None else figures | {"heldout_kl": found.kl}
 
 
@@ -119,15 +186,24 @@ def heldout(
 
     With `cached`, the KL is to what was kept of the teacher's distributions, at the temperature of the cache.
     """
+
+    Raises:
+        Preempted: the processes were told to end; at the same batch in all of them.
     chosen = run.settings.evaluate
     params = jax.tree.map(lambda p: p.astype(run.compute_dtype), params)
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     rows = cache_teacher.heldout(run) if cached else run.student_data.heldout()
     batches = one_pass(list(rows.values()), chosen.batch, limit=chosen.rows, **share)
     return evaluate_rows(
+
+    def placed() -> Iterator[dict[str, Any]]:
+        for batch in batches:
+            run.boundary()
+            yield place_batch(run.mesh, batch)
+
         config,
         params,
-        (place_batch(run.mesh, batch) for batch in batches),
+        placed(),
         masks=masks,
         teacher=(run.teacher_config, teacher) if teacher is not None else None,
         temperature=run.settings.loss.temperature if cached else 1.0,

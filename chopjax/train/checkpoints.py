@@ -1,7 +1,8 @@
 """Checkpoints of a run: state, place in the data and identity, saved while training goes on.
 
 A thin layer over Orbax v1. A checkpoint appears under its step's number only when it is whole, so whatever is listed
-can be restored; what a killed run left half-written is never listed and is removed at the next start.
+can be restored, unless it was damaged afterwards; what a killed run left half-written is never listed and is removed at
+the next start.
 """
 
 import contextlib
@@ -9,10 +10,12 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from chopjax.errors import UserError
@@ -45,9 +48,10 @@ class Checkpoints:
         keep: newest checkpoints that are kept.
         keep_best: checkpoints of lowest `metric` that are kept besides; those saved without it do not count.
         metric: which of the metrics given to `save` says how good a checkpoint is; lower is better.
+        say: prints a line, about what was left half-written or is damaged.
 
     Raises:
-        UserError: the newest checkpoint in `folder` is of another identity.
+        UserError: the newest checkpoint in `folder` is of another identity, or of none of them it can be read.
     """
 
     def __init__(
@@ -58,10 +62,14 @@ class Checkpoints:
         keep: int = 2,
         keep_best: int = 1,
         metric: str = METRIC,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
+        self._say = say
         self.folder = pathlib.Path(folder).absolute()
         self._identity = json.loads(json.dumps(dict(identity)))
         self._metric = metric
+        for half in sorted(self.folder.glob(f"*{_HALF_WRITTEN}*")):
+            say(f"{half} was left half-written by a run that was cut off; it is removed")
         policies = ocp.training.preservation_policies
         best = policies.BestN(
             get_metric_fn=self._badness, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
@@ -146,6 +154,38 @@ class Checkpoints:
             parts = self._orbax.load_checkpointables(chosen, {"state": abstract_state, "position": None})
         return Restored(chosen, parts["state"], parts["position"])
 
+    def resume(self, abstract_state: Any) -> Restored | None:
+        """Reads the newest checkpoint that is whole in all that it holds, as all processes find it.
+
+        Damaged ones that are newer are set aside, under `FOLDER_damaged`, and named.
+
+        Args:
+            abstract_state: as for `restore`.
+
+        Returns:
+            None if there is no checkpoint at all.
+
+        Raises:
+            UserError: none can be read; or as `restore`.
+        """
+        self.wait()
+        damaged: list[tuple[int, str]] = []
+        for step in sorted(self.steps, reverse=True):
+            restored, error = None, None
+            try:
+                self._identity_of(step)
+                restored = self.restore(abstract_state, step)
+            except _Damaged as caught:
+                error = caught
+            if _all(error is None):
+                for other, reason in reversed(damaged):
+                    self._set_aside(other, reason, step)
+                return restored
+            damaged.append((step, error.reason if error else "another process cannot read it"))
+        if not damaged:
+            return None
+        raise UserError(self._said(*damaged[0]))
+
     def wait(self) -> None:
         """Returns when everything that was saved is on disk."""
         self._orbax.wait()
@@ -170,17 +210,41 @@ class Checkpoints:
         try:
             yield
         except _DAMAGE as error:
-            earlier = [other for other in self.steps if other < step]
-            then = f"to go on from step {earlier[-1]}" if earlier else "to begin anew"
-            raise UserError(
-                f"{self.folder}/{step} cannot be read ({_reason(error)}); if it is damaged, move it away {then}"
-            ) from error
+            raise _Damaged(self._said(step, _reason(error)), _reason(error)) from error
+
+    def _said(self, step: int, reason: str) -> str:
+        earlier = [other for other in self.steps if other < step]
+        then = f"to go on from step {earlier[-1]}" if earlier else "to begin anew"
+        return f"{self.folder}/{step} cannot be read ({reason}); if it is damaged, move it away {then}"
+
+    def _set_aside(self, step: int, reason: str, instead: int) -> None:
+        """Moves a damaged checkpoint to where it is no checkpoint any more."""
+        aside = self.folder.with_name(f"{self.folder.name}_damaged")
+        if jax.process_index() == 0:
+            aside.mkdir(exist_ok=True)
+            taken = len(list(aside.glob(f"{step}*")))
+            (self.folder / str(step)).rename(aside / (f"{step}.{taken}" if taken else str(step)))
+        self._say(f"{self.folder}/{step} cannot be read ({reason}); moved to {aside}, going on from step {instead}")
+        _all(True)  # so that all see it gone
+        self._orbax.reload()
+
+    def _identity_of(self, step: int) -> dict[str, Any]:
+        with self._named(step):
+            return self._orbax.load_checkpointables(step, {"identity": None})["identity"]
 
     def _refuse_another_identity(self) -> None:
-        if self.latest is None:
+        """Compares with the newest identity that can be read; which of the checkpoints is whole, `resume` finds out."""
+        damage: _Damaged | None = None
+        for step in sorted(self.steps, reverse=True):
+            try:
+                saved = self._identity_of(step)
+                break
+            except _Damaged as error:
+                damage = damage or error
+        else:
+            if damage is not None:
+                raise damage
             return
-        with self._named(self.latest):
-            saved = self._orbax.load_checkpointables(self.latest, {"identity": None})["identity"]
         for name in {**saved, **self._identity}:
             before, now = saved.get(name), self._identity.get(name)
             if before != now:
@@ -203,8 +267,24 @@ class Checkpoints:
                 )
 
 
+class _Damaged(UserError):
+    """A checkpoint that cannot be read, and the reason alone."""
+
+    def __init__(self, said: str, reason: str) -> None:
+        super().__init__(said)
+        self.reason = reason
+
+
 # What Orbax raises for files that are cut short, changed or gone.
 _DAMAGE = (ValueError, KeyError, TypeError, OSError)
+_HALF_WRITTEN = "orbax-checkpoint-tmp"  # in the names of what is not whole yet
+
+
+def _all(mine: bool) -> bool:
+    """Whether it is so in all processes, which all ask here."""
+    if jax.process_count() == 1:
+        return mine
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(mine))))
 
 
 def _reason(error: BaseException) -> str:

@@ -33,6 +33,10 @@ class TrainConfig:
         keep_best: checkpoints of lowest held-out loss that are kept besides.
         tensorboard: whether metrics also go to `WORKDIR/tensorboard`.
         wandb: project on Weights & Biases that they also go to; empty for none.
+        skip_limit: steps in a row with gradients that are not finite, each of them skipped, that end the run; 0 for
+            never.
+        hang_seconds: seconds without a step that ends, after which the processes that lag are named; 0 for never.
+        hang_ends: whether the processes that wait end then, with status 1, so that what started them may do so again.
     """
 
     steps: int = 1000
@@ -48,11 +52,15 @@ class TrainConfig:
     keep_best: int = 1
     tensorboard: bool = True
     wandb: str = ""
+    skip_limit: int = 10
+    hang_seconds: float = 1800.0
+    hang_ends: bool = False
 
     def __post_init__(self) -> None:
         checks.choices(self, "train")
         checks.at_least(self, "train", 1, "steps", "batch", "accumulate", "log_every", "keep")
         checks.at_least(self, "train", 0, "steps_before_chop", "evaluate_every", "save_every", "keep_best")
+        checks.at_least(self, "train", 0, "skip_limit", "hang_seconds")
         if self.batch % self.accumulate:
             raise UserError(f"train.batch is {self.batch}, which train.accumulate = {self.accumulate} does not divide")
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from chopjax.chop.dimchop import DimChop, kept_share
 from chopjax.distill.config import LossConfig
@@ -19,6 +19,7 @@ from chopjax.distill.schedules import scalars
 from chopjax.errors import UserError
 from chopjax.models import decoder
 from chopjax.sharding.mesh import batch_sharding, replicated
+from chopjax.train import skipping
 from chopjax.train.schedules import Schedule
 from chopjax.train.state import TeacherState, TrainState
 
@@ -72,7 +73,11 @@ def make_step(
 
     Metrics, float32 scalars: `loss`; its parts a token, before their weights (`next_token`, `z_loss`, `kl`, ...,
     `hidden/TERM`, and `alpha`); `tokens` that predict; `grad_norm` before clipping; `param_norm` after the update;
-    `learning_rate` of this step; under DimCHOP `kept_share`, of all dimensions those not masked in this step.
+    `learning_rate` of this step; `skipped`, 1 or 0; under DimCHOP `kept_share`, of all dimensions those not masked in
+    this step.
+
+    A step with gradients that are not finite is skipped: parameters and optimizer states stay as they are, and only
+    what counts the steps of the run goes on.
 
     With `dimchop`, the optimizer is what its `watching` returned. The gradient is taken at the masked parameters and
     applied to the whole ones, so what is masked goes on learning.
@@ -104,19 +109,22 @@ def make_step(
         tokens = total.pop("tokens")
         count = jnp.maximum(tokens, 1.0)
         gradients = jax.tree.map(lambda gradient: gradient / count, gradients)
-        new_params, opt_state = _updated(optimizer, gradients[0], state.params, state.opt_state)
+        norms = [optax.tree.norm(gradient) for gradient in gradients if gradient is not None]
+        healthy = skipping.finite(*norms)
+        new_params, opt_state = _updated(optimizer, gradients[0], state.params, state.opt_state, healthy)
         metrics = {name: value / count for name, value in total.items()} | {
             "tokens": tokens,
-            "grad_norm": optax.tree.norm(gradients[0]),
+            "grad_norm": norms[0],
             "param_norm": optax.tree.norm(new_params),
             "learning_rate": schedule(state.step),
+            "skipped": jnp.where(healthy, 0.0, 1.0),
         }
         if dimchop is not None:
             metrics["kept_share"] = kept_share(state.opt_state[0])
         learnt = None
         if teacher_optimizer is not None and state.teacher is not None:
             own_state = state.teacher.params, state.teacher.opt_state
-            learnt = TeacherState(*_updated(teacher_optimizer, gradients[1], *own_state))
+            learnt = TeacherState(*_updated(teacher_optimizer, gradients[1], *own_state, healthy))
         return TrainState(state.step + 1, new_params, opt_state, learnt), metrics
 
     return step
@@ -144,9 +152,12 @@ def compile_step(
     )
 
 
-def _updated(optimizer: optax.GradientTransformation, gradients: Params, params: Params, opt_state: Any) -> Update:
-    updates, opt_state = optimizer.update(gradients, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
+def _updated(
+    optimizer: optax.GradientTransformation, gradients: Params, params: Params, opt_state: Any, healthy: Bool[Array, ""]
+) -> Update:
+    """New parameters and optimizer state, or the old ones where the step is not healthy."""
+    updates, new_state = optimizer.update(gradients, opt_state, params)
+    return skipping.where(healthy, (optax.apply_updates(params, updates), new_state), (params, opt_state))
 
 
 def _accumulate(

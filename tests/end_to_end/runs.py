@@ -263,7 +263,7 @@ def _save(file: pathlib.Path, state: Any) -> None:
 def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of a run, without what a clock says."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: line[name] for name in line if name not in ("tokens_per_second", "mfu")} for line in lines]
+    return [{name: line[name] for name in line if name not in ("tokens_per_second", "mfu", "goodput")} for line in lines]
 
 
 def contents(folder: pathlib.Path) -> dict[str, str]:
