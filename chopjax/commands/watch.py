@@ -32,7 +32,9 @@ from chopjax.train.trackers import TensorBoard, WeightsAndBiases
 
 
 class Watch:
-    """Logs, evaluates and saves during one phase; use it as a context manager.
+    """Logs, evaluates and saves during one phase, and stops it where it must; use it as a context manager.
+
+    While it is entered, SIGTERM waits for the end of a step.
 
     Args:
         run: the run.
@@ -47,13 +49,11 @@ class Watch:
         self, run: Run, phase: Phase, checkpoints: Checkpoints, batches: Batches, teacher: Any, done: int
     ) -> None:
         self._run, self._phase, self._checkpoints, self._batches = run, phase, checkpoints, batches
-        self._teacher = teacher
+        self._teacher, chosen = teacher, run.settings.train
         folder = run.workdir / phase.metrics
         trackers = _trackers(run, phase, done) if run.writer else ()
         self._metrics = MetricsWriter(folder, resumed_at=done, writer=run.writer, trackers=trackers)
         self._progress = Progress(phase.until, done, shown=run.writer)
-        # The first rate holds the compilation too; a person wants to see that something goes on.
-        self._clock, self._clocked = time.monotonic(), done
         self._goodput = Goodput(folder, done, writer=run.writer)
         self._steps = Steps(done, self._goodput.restored.skipped, chosen.skip_limit)
         self._heartbeat = Heartbeat(
@@ -65,19 +65,20 @@ class Watch:
             end=chosen.hang_ends,
         )
         self._unsaved = False
-
-    def __enter__(self) -> "Watch":
+        # The first rate holds the compilation too; a person wants to see that something goes on.
+        self._clock, self._clocked = time.monotonic(), done
         # Since when steps alone took time; the first step compiles.
         self._since: float | None = None
         self._exits = contextlib.ExitStack()
-        return self
 
+    def __enter__(self) -> "Watch":
         self._exits.enter_context(preemption.held())
         for part in (self._heartbeat, self._progress, self._metrics, self._batches):
             self._exits.callback(part.close)
-    def __exit__(self, *exception: object) -> None:
-        for part in (self._batches, self._metrics, self._progress):
-            part.close()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._exits.__exit__(*exception)
 
     def after(self, step: int, state: TrainState, metrics: Metrics) -> None:
         """Does what is due after a step. Its line is on disk before its checkpoint, so a resumed run finds it.
@@ -87,10 +88,10 @@ class Watch:
             Diverged: too many steps in a row were skipped.
         """
         chosen, last = self._run.settings.train, self._phase.until
-        line: dict[str, Any] = {}
         self._follow(step, metrics)
         told = preemption.agreed()
         save = told or due(step, chosen.save_every, last)
+        line: dict[str, Any] = {}
         if due(step, chosen.log_every, last):
             line |= self._figures(step, to_host(metrics))
         heldout_figures: dict[str, float] = {}
@@ -108,7 +109,6 @@ class Watch:
         if self._to_be_saved(save, told or step == last):
             self._goodput.save(step, self._steps.skipped)
             self._checkpoints.save(step, state, self._batches.get_state(), heldout_figures)
-
             self._heartbeat.alive()
         if told:
             self._stop(step)
@@ -138,6 +138,7 @@ class Watch:
         self._checkpoints.wait()
         said = f"train: told to end (SIGTERM); step {step} of {self._phase.until} is saved, the same command goes on"
         raise Preempted(said if self._run.writer else "")
+
     def _tokens(self, steps: int) -> int:
         return steps * self._run.settings.train.batch * self._run.student_data.length
 
@@ -161,8 +162,8 @@ class Watch:
         cached = self._phase.teacher == "cached"
         found = heldout(self._run, self._phase.config, of_model(params), teacher, masks, cached=cached)
         self._clock += time.monotonic() - began
-        figures = {METRIC: found.nll, "heldout_perplexity": found.perplexity}
         self._heartbeat.alive()
+        figures = {METRIC: found.nll, "heldout_perplexity": found.perplexity}
         return figures if found.kl is None else figures | {"heldout_kl": found.kl}
 
 
@@ -185,22 +186,22 @@ def heldout(
     """Perplexity on the held-out rows, and KL to the teacher where there is one; masks are of `params` alone.
 
     With `cached`, the KL is to what was kept of the teacher's distributions, at the temperature of the cache.
-    """
 
     Raises:
         Preempted: the processes were told to end; at the same batch in all of them.
+    """
     chosen = run.settings.evaluate
     params = jax.tree.map(lambda p: p.astype(run.compute_dtype), params)
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     rows = cache_teacher.heldout(run) if cached else run.student_data.heldout()
     batches = one_pass(list(rows.values()), chosen.batch, limit=chosen.rows, **share)
-    return evaluate_rows(
 
     def placed() -> Iterator[dict[str, Any]]:
         for batch in batches:
             run.boundary()
             yield place_batch(run.mesh, batch)
 
+    return evaluate_rows(
         config,
         params,
         placed(),
