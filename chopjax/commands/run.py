@@ -34,7 +34,6 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import declare
 from chopjax.sharding import rules
 from chopjax.sharding.mesh import Constrain, join_processes, make_mesh, param_shardings
-from chopjax.sharding.rows import Share, share_of
 from chopjax.train import preemption
 
 PLAN, STUDENT, STUDENT_ROWS, EXPORT = "plan.json", "student", "student_rows", "export"
