@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# chopjax on a GKE cluster, as an xpk workload: see --help.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=launching.sh
+source "$(dirname "${BASH_SOURCE[0]}")/launching.sh"
+
+usage() {
+    cat <<'TEXT'
+usage: tools/gke_xpk.sh ACTION [ACTION ...] --workload NAME --cluster CLUSTER --image IMAGE [FLAG ...] [-- TRAIN_FLAG ...]
+
+On a cluster that xpk made (xpk cluster create). Actions are done in the order given:
+  build     build the image of tools/Dockerfile from this checkout, and push it to IMAGE
+  create    start the workload: python -m chopjax.train TRAIN_FLAG ... --config.mesh.distributed=True on every host
+  list      the workload's state
+  delete    delete the workload
+
+  --workload NAME           of the workload
+  --cluster CLUSTER         the cluster
+  --image IMAGE             such as us-docker.pkg.dev/PROJECT/REPOSITORY/chopjax:1
+  --tpu-type TYPE           such as v5litepod-64, v6e-64, v5p-128
+  --num-slices N            default 1
+  --project PROJECT, --zone ZONE   default: gcloud's own settings
+  --max-restarts N          after failures and lost machines; default 50
+  --grace SECONDS           from the warning to the end, in which a checkpoint is written; default 300
+  --priority PRIORITY       very-low, low, medium (default), high, very-high
+  --dry-run                 print the commands and do nothing
+
+Recipes are in the image, as configs/. The workdir is to be gs://BUCKET/RUN; the cluster's service account needs to
+write there.
+
+example: tools/gke_xpk.sh build create --workload chop --cluster pods --tpu-type v6e-64 --image IMAGE \
+             -- --config configs/qwen3_8b_to_6b.py --config.workdir=gs://BUCKET/qwen3-6b
+TEXT
+}
+
+ACTIONS=() WORKLOAD='' CLUSTER='' IMAGE='' TYPE='' SLICES=1 RESTARTS=50 GRACE=300
+PLACE=() CREATE=() TRAIN=()
+while [[ $# -gt 0 ]]; do
+    case $1 in
+    build | create | list | delete) ACTIONS+=("$1") && shift && continue ;;
+    --help | -h) usage && exit ;;
+    --dry-run) DRY_RUN=yes && shift && continue ;;
+    --) shift && TRAIN=("$@") && break ;;
+    --workload | --cluster | --image | --tpu-type | --num-slices | --project | --zone | --max-restarts | --grace | --priority) ;;
+    *) fail "$1: unknown; see --help" ;;
+    esac
+    GIVEN=$(value "$@")
+    case $1 in
+    --workload) WORKLOAD=$GIVEN ;;
+    --cluster) CLUSTER=$GIVEN ;;
+    --image) IMAGE=$GIVEN ;;
+    --tpu-type) TYPE=$GIVEN ;;
+    --num-slices) SLICES=$GIVEN ;;
+    --project | --zone) PLACE+=("$1=$GIVEN") ;;
+    --max-restarts) RESTARTS=$GIVEN ;;
+    --grace) GRACE=$GIVEN ;;
+    --priority) CREATE+=("$1=$GIVEN") ;;
+    esac
+    shift 2
+done
+[[ ${#ACTIONS[@]} -gt 0 ]] || fail "no action; see --help"
+
+need() {
+    local name
+    for name in "$@"; do
+        [[ -n ${!name} ]] || fail "--$(echo "${name/TYPE/tpu-type}" | tr '[:upper:]' '[:lower:]') is needed; see --help"
+    done
+}
+
+build() {
+    need IMAGE
+    local root
+    root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+    run docker build --file "$root/tools/Dockerfile" --tag "$IMAGE" "$root"
+    run docker push "$IMAGE"
+}
+
+create() {
+    need WORKLOAD CLUSTER IMAGE TYPE
+    [[ ${#TRAIN[@]} -gt 0 ]] || fail "create: give the flags of chopjax.train after --"
+    local command
+    command="python -m chopjax.train $(quoted "${TRAIN[@]}") --config.mesh.distributed=True"
+    run xpk workload create "--workload=$WORKLOAD" "--cluster=$CLUSTER" "--tpu-type=$TYPE" "--num-slices=$SLICES" \
+        "--docker-image=$IMAGE" "--max-restarts=$RESTARTS" "--termination-grace-period-seconds=$GRACE" \
+        "${CREATE[@]}" "${PLACE[@]}" "--command=$command"
+}
+
+list() {
+    need WORKLOAD CLUSTER
+    run xpk workload list "--cluster=$CLUSTER" "--filter-by-job=$WORKLOAD" "${PLACE[@]}"
+}
+
+delete() {
+    need WORKLOAD CLUSTER
+    run xpk workload delete "--workload=$WORKLOAD" "--cluster=$CLUSTER" "${PLACE[@]}"
+}
+
+for action in "${ACTIONS[@]}"; do "$action"; done
