@@ -78,10 +78,12 @@ build() {
 create() {
     need WORKLOAD CLUSTER IMAGE TYPE
     [[ ${#TRAIN[@]} -gt 0 ]] || fail "create: give the flags of chopjax.train after --"
+    # A machine that is taken back ends the process in order; 42 is among the statuses that xpk restarts.
     local command
-    command="python -m chopjax.train $(quoted "${TRAIN[@]}") --config.mesh.distributed=True"
+    command="exec python -m chopjax.train $(quoted "${TRAIN[@]}") --config.mesh.distributed=True"
     run xpk workload create "--workload=$WORKLOAD" "--cluster=$CLUSTER" "--tpu-type=$TYPE" "--num-slices=$SLICES" \
         "--docker-image=$IMAGE" "--max-restarts=$RESTARTS" "--termination-grace-period-seconds=$GRACE" \
+        --env=CHOPJAX_PREEMPTED_STATUS=42 \
         "${CREATE[@]}" "${PLACE[@]}" "--command=$command"
 }
 

@@ -40,9 +40,9 @@ def run(command: str | Main, positional: str = "", required: Sequence[str] = ("s
     """Runs a command with the settings of `sys.argv`.
 
     Bad input, in the config or found later as a `UserError`, is one line on stderr and exit status 2, and so is what a
-    folder or a disk refuses; an interruption from the keyboard is one line and 130; SIGTERM is one line and 0, once all
-    is left so that the same command goes on; training that went wrong is one line and 1; any other exception is a bug
-    and keeps its traceback and status 1.
+    folder or a disk refuses; an interruption from the keyboard is one line and 130; SIGTERM is one line and 0 (or
+    `$CHOPJAX_PREEMPTED_STATUS`), once all is left so that the same command goes on; training that went wrong is one
+    line and 1; any other exception is a bug and keeps its traceback and status 1.
 
     Args:
         command: a module of `chopjax.commands`, imported after the config was read, or its `main` itself.
@@ -58,7 +58,8 @@ def run(command: str | Main, positional: str = "", required: Sequence[str] = ("s
     except Preempted as stop:
         if str(stop):
             print(stop, flush=True)
-        sys.exit(0)
+        # Kubernetes takes a process that ended with 0 for done; tools/gke_xpk.sh asks for a status that is restarted.
+        sys.exit(int(os.environ.get("CHOPJAX_PREEMPTED_STATUS", "0")))
     except Diverged as error:
         _end(f"error: {_one_line(error)}", EXIT_DIVERGED)
     except UserError as error:

@@ -9,7 +9,7 @@ import pytest
 
 from chopjax.commands import cli
 from chopjax.commands.settings import Settings
-from chopjax.errors import UserError
+from chopjax.errors import Preempted, UserError
 
 RECIPE = """
 from chopjax.commands.defaults import default_config
@@ -88,6 +88,21 @@ def test_bad_input_found_later_is_one_line_and_a_bug_keeps_its_traceback(recipe:
     assert (stopped.returncode, stopped.stderr) == (130, "interrupted; the same command goes on where it was\n")
     bug = run(f"--config={recipe}", "--config.seed=8")
     assert bug.returncode == 1 and "Traceback" in bug.stderr and "ValueError: a bug" in bug.stderr
+
+
+@pytest.mark.parametrize("status", [None, "42"])
+def test_being_told_to_end_is_no_failure_unless_the_machinery_asks(
+    status: str | None, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def main(settings: Settings) -> None:
+        raise Preempted("told to end")
+
+    monkeypatch.setattr(sys, "argv", ["chopjax", f"--config={recipe}"])
+    if status:
+        monkeypatch.setenv("CHOPJAX_PREEMPTED_STATUS", status)
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main)
+    assert stopped.value.code == int(status or 0)
 
 
 @pytest.mark.parametrize("command", ["train", "chop", "evaluate", "score", "plan", "export", "verify", "prepare_data"])

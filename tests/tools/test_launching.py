@@ -161,7 +161,8 @@ def test_a_workload_on_gke() -> None:
     assert push == "docker push host/chopjax:1"
     workload = "--workload=chop --cluster=pods"
     wanted = f"{workload} --tpu-type=v6e-64 --num-slices=1 --docker-image=host/chopjax:1 --max-restarts=50"
-    assert create.startswith(f"xpk workload create {wanted} --termination-grace-period-seconds=300 --zone=us-west4-a ")
+    ending = "--termination-grace-period-seconds=300 --env=CHOPJAX_PREEMPTED_STATUS=42"
+    assert create.startswith(f"xpk workload create {wanted} {ending} --zone=us-west4-a '--command=exec python -m ")
     assert f"python -m {SAID} --config.mesh.distributed=True" in create.replace(r"'\''", "'")
     assert list_ == "xpk workload list --cluster=pods --filter-by-job=chop --zone=us-west4-a"
     assert delete == f"xpk workload delete {workload} --zone=us-west4-a"
