@@ -25,7 +25,7 @@ from chopjax.distill.sparse import Draws, TopTokens, draw_tokens, top_tokens
 from chopjax.errors import UserError
 from chopjax.models import decoder
 from chopjax.models.decoder import Params
-from chopjax.sharding.mesh import batch_sharding, place_batch
+from chopjax.sharding.mesh import place_batch, row_sharding
 
 FOLDER = "cache"
 
@@ -191,7 +191,7 @@ def _compiled(run: Run, params: Params) -> Forward:
             return draw_tokens(hidden, unembed, batch["keys"], chosen.cache.samples, **options)
         return top_tokens(hidden, unembed, chosen.cache.k, **options)
 
-    return functools.partial(jax.jit(forward, out_shardings=batch_sharding(run.mesh)), params)
+    return functools.partial(jax.jit(forward, out_shardings=row_sharding(run.mesh)), params)
 
 
 def _write(run: Run, part: Part, kept: Kept, forward: Forward) -> None:
@@ -199,13 +199,14 @@ def _write(run: Run, part: Part, kept: Kept, forward: Forward) -> None:
     folder, info = root(run) / part.name, part.info
     left = teacher_cache.missing(folder, info)
     run.barrier()  # every process has looked before one of them adds a shard
-    shares = [left[process :: jax.process_count()] for process in range(jax.process_count())]
+    own = run.share
+    shares = [left[index :: own.count] for index in range(own.count)]
     wanted = [[row for shard in share for row in info.rows_of(shard) if kept[row]] for share in shares]
-    share_rows = run.settings.evaluate.batch // jax.process_count()
+    share_rows = run.settings.evaluate.batch // own.count
     batches = max(math.ceil(len(rows) / share_rows) for rows in wanted)
     run.say(f"cache_teacher: {part.name}: {sum(map(len, wanted)):,} rows in {len(left)} of {info.shards} shards")
-    records = _records(run, part, forward, wanted[jax.process_index()], batches)
-    for shard in shares[jax.process_index()]:
+    records = _records(run, part, forward, wanted[own.index], batches)
+    for shard in shares[own.index] if own.leads else ():
         with teacher_cache.written_shard(folder, shard) as write:
             for row in info.rows_of(shard):
                 write(next(records) if kept[row] else b"")
@@ -227,11 +228,11 @@ def _size(folder: pathlib.Path, tokens: int) -> str:
 
 def _records(run: Run, part: Part, forward: Forward, rows: Sequence[int], batches: int) -> Iterator[bytes]:
     """The records of this process's rows, in their order, from so many batches that all processes run together."""
-    share = run.settings.evaluate.batch // jax.process_count()
+    share = run.settings.evaluate.batch // run.share.count
     waiting: Callable[[], Iterator[bytes]] | None = None
     for number in range(batches):
-        own = list(rows[number * share : (number + 1) * share])
         run.boundary()
+        own = list(rows[number * share : (number + 1) * share])
         batch = [part.rows[row] for row in own or [0]]  # the targets of what fills a batch are dropped
         batch += [batch[0]] * (share - len(batch))
         digests = [row_digest(row["tokens"], row["segment_ids"]) for row in batch]

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 from jaxtyping import Array, Int
 
@@ -47,14 +46,14 @@ def calibration(run: Run, rows: int = 0, start: int = 0) -> Iterator[Batch]:
             rows (even, odd) each is. Of a mixture with chats, bool `targets` too.
     """
     batch, rows, first = run.settings.score.batch, rows_read(run, rows, start), run.settings.score.skip + start
-    share = batch // jax.process_count()
+    share = batch // run.share.count
     found = Batches(
         run.data.mixture(),
         batch,
         run.settings.seed,
         start_row=first,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=run.share.index,
+        process_count=run.share.count,
         threads=run.settings.data.threads,
     )
     try:

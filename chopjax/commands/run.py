@@ -34,6 +34,7 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import declare
 from chopjax.sharding import rules
 from chopjax.sharding.mesh import Constrain, join_processes, make_mesh, param_shardings
+from chopjax.sharding.rows import Share, share_of
 from chopjax.train import preemption
 
 PLAN, STUDENT, STUDENT_ROWS, EXPORT = "plan.json", "student", "student_rows", "export"
@@ -211,6 +212,11 @@ class Run:
         """
         mesh, chosen = make_mesh(self.settings.mesh), self.settings
         pin = Constrain(mesh)
+        parts = pin.size(pin.parts("length"))
+        if chosen.data.length % parts:
+            raise UserError(
+                f"data.length is {chosen.data.length}, which mesh.context={parts} does not divide; change one of them"
+            )
         shards = pin.size(pin.parts("batch"))
         accumulate = chosen.train.accumulate
         fields = {
@@ -234,7 +240,16 @@ class Run:
     @functools.cached_property
     def constrain(self) -> Constrain:
         """Pins activations to the mesh."""
-        return Constrain(self.mesh, self.fallbacks)
+        return Constrain(self.mesh, self.fallbacks, self.settings.mesh.attention)
+
+    @functools.cached_property
+    def share(self) -> Share:
+        """Which rows of each batch this process reads.
+
+        Raises:
+            UserError: rows lie across hosts in a way that has no shares.
+        """
+        return share_of(self.mesh)
 
     @property
     def compute_dtype(self) -> jnp.dtype:

@@ -11,6 +11,7 @@ from chopjax.chop.dimchop import DimChop
 from chopjax.commands import cache_teacher
 from chopjax.commands.phase import Phase
 from chopjax.commands.run import Run
+from chopjax.commands.settings import Settings
 from chopjax.commands.watch import Watch
 from chopjax.data.batches import Batches
 from chopjax.distill.matching import Matching
@@ -102,12 +103,13 @@ def of_teacher(run: Run) -> Trained:
     """What is trained of a teacher that learns alongside, and how."""
     config = run.teacher_config
     # It begins to learn after the chop, whatever steps the student took before.
-    return trained(config, optimizers.build(correction_optimizer(run, run.settings.train.steps), leaves_of(config)))
+    chosen = correction_optimizer(run.settings, run.settings.train.steps)
+    return trained(config, optimizers.build(chosen, leaves_of(config)))
 
 
-def correction_optimizer(run: Run, steps: int) -> OptimizerConfig:
+def correction_optimizer(settings: Settings, steps: int) -> OptimizerConfig:
     """The optimizer of a teacher that learns for so many steps."""
-    chosen, correction = run.settings.optimizer, run.settings.correction
+    chosen, correction = settings.optimizer, settings.correction
     schedule = dataclasses.replace(
         chosen.schedule,
         learning_rate=correction.learning_rate,
@@ -208,8 +210,8 @@ def _batches(run: Run, phase: Phase) -> Batches:
         cache_teacher.mixture(run) if phase.teacher == "cached" else run.student_data.mixture(),
         run.settings.train.batch,
         run.settings.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=run.share.index,
+        process_count=run.share.count,
         threads=run.settings.data.threads,
         prefetch=run.settings.data.prefetch,
     )

@@ -192,7 +192,7 @@ def heldout(
     """
     chosen = run.settings.evaluate
     params = jax.tree.map(lambda p: p.astype(run.compute_dtype), params)
-    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    share = {"process_index": run.share.index, "process_count": run.share.count}
     rows = cache_teacher.heldout(run) if cached else run.student_data.heldout()
     batches = one_pass(list(rows.values()), chosen.batch, limit=chosen.rows, **share)
 

@@ -3,9 +3,9 @@
 Reverse-mode differentiation of a loss would either keep every chunk's logits or make them a second time. But the
 total is a scalar, so its gradients can be made beside it and only be scaled when the cotangent arrives.
 
-On a mesh the vocabulary is split over all axes that split parameters, `fsdp` too: a chunk's hidden states, which are
-small, are gathered over `fsdp`, each device makes its own columns of the logits, and the unembedding and its gradient,
-which are large, stay where they are.
+On a mesh the vocabulary is split over all axes that split parameters, `fsdp` and `context` too: a chunk's hidden
+states, which are small, are gathered over these, each device makes its own columns of the logits, and the unembedding
+and its gradient, which are large, stay where they are.
 """
 
 import dataclasses
@@ -92,7 +92,7 @@ def by_token(
         _, values = jax.lax.scan(step, None, device.chunks(tokens))
         return {name: _joined(value, tokens["labels"].shape) for name, value in values.items()}
 
-    return _manual(pin, on_device, ("batch", None))(*_inputs(pin, student, tokens, teacher_unembed), scalars)
+    return _manual(pin, on_device, ("batch", "length"))(*_inputs(pin, student, tokens, teacher_unembed), scalars)
 
 
 def _sums_and_gradients(
@@ -144,16 +144,16 @@ def _on_mesh(
         d_hidden = _joined(d_hidden, tokens["hidden"].shape)
         return sums, (d_hidden, device.over_rows(d_unembed).astype(unembed.dtype))
 
-    outputs: Any = ((), (("batch", None, None), (None, COLUMNS)) if gradients else ())
+    outputs: Any = ((), (("batch", "length", None), (None, COLUMNS)) if gradients else ())
     return _manual(pin, on_device, outputs)(*_inputs(pin, student, tokens, teacher_unembed), scalars)
 
 
 class _Device:
-    """What one device does: its rows, its columns, and what it has to ask of others."""
+    """What one device does: its rows or its part of them, its columns, and what it has to ask of others."""
 
     def __init__(self, terms: Terms, pin: Constrain, unembeds: dict[str, Array], scalars: Scalars) -> None:
         self._terms, self._unembeds, self._scalars = terms, unembeds, scalars
-        rows, columns = pin.parts("batch"), pin.parts(COLUMNS)
+        rows, columns = pin.parts("batch") + pin.parts("length"), pin.parts(COLUMNS)
         self._shards = pin.size(rows)
         self._shared = tuple(axis for axis in columns if axis in rows)  # whose rows' columns lie apart
         self._whole = tuple(axis for axis in columns if axis not in rows)
@@ -289,7 +289,7 @@ def _inputs(pin: Constrain, student: Any, tokens: Any, teacher_unembed: Any) -> 
 
 
 def _manual(pin: Constrain, on_device: Any, outputs: Any) -> Any:
-    return pin.manual(on_device, (("batch",), (None, COLUMNS), ()), outputs)
+    return pin.manual(on_device, (("batch", "length"), (None, COLUMNS), ()), outputs)
 
 
 def _product(equation: str, left: Array, right: Array) -> Array:

@@ -159,13 +159,14 @@ def _by_chunk(
     same positions of `others`; the results put together along the length."""
     batch, length = hidden.shape[:2]
     count = math.ceil(length / max(1, chunk // batch))
-    positions = math.ceil(length / count)
-    unembed = pin(unembed, (None, "vocab"))
+    parts = pin.size(pin.parts("length"))
+    positions = math.ceil(length / count / parts) * parts
+    unembed, of_tokens = pin(unembed, (None, "vocab")), ("batch", "length")
 
     def split(array: Array) -> Array:
         padded = jnp.pad(array, [(0, 0), (0, count * positions - length)] + [(0, 0)] * (array.ndim - 2))
         chunks = jnp.moveaxis(padded.reshape(batch, count, positions, *array.shape[2:]), 1, 0)
-        return pin(chunks, (None, "batch", *(None for _ in array.shape[1:])))
+        return pin(chunks, (None, "batch", "length", *(None for _ in array.shape[2:])))
 
     def join(chunks: Array) -> Array:
         return jnp.moveaxis(chunks, 0, 1).reshape(batch, -1, *chunks.shape[3:])[:, :length]
@@ -174,10 +175,10 @@ def _by_chunk(
         product = jnp.einsum("bte,ev->btv", parts[0], unembed, preferred_element_type=jnp.float32)
         # Made in parts of the vocabulary, then whole: each device goes through all logits of its own rows. By hand, for
         # the partitioner would have every device search the rows of all.
-        logits = pin(pin(product, ("batch", None, "vocab")), ("batch", None, None)) / temperature
+        logits = pin(pin(product, ("batch", "length", "vocab")), ("batch", "length", None)) / temperature
         logits = jnp.where(jnp.arange(logits.shape[-1])[None, None] < tokens, logits, -jnp.inf)
         log_probs = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-        return pin.manual(of_chunk, tuple(("batch",) for _ in parts), ("batch",))(log_probs, *parts[1:])
+        return pin.manual(of_chunk, tuple(of_tokens for _ in parts), of_tokens)(log_probs, *parts[1:])
 
     return tuple(map(join, jax.lax.map(step, tuple(map(split, (hidden, *others))))))
 

@@ -22,7 +22,7 @@ from chopjax.distill.targets import of_batch
 from chopjax.errors import UserError
 from chopjax.models.block import Masks
 from chopjax.models.config import ModelConfig
-from chopjax.models.constrain import Constrain, unpinned
+from chopjax.models.constrain import Constrain, for_length, unpinned
 from chopjax.models.decoder import Params, forward, unembedding
 
 Model = tuple[ModelConfig, Params]
@@ -199,6 +199,7 @@ def batch_sums(
             one compilation.
         temperature: by which the logits of both sides are divided for the KL, which is not scaled.
     """
+    constrain = for_length(constrain, batch["tokens"].shape[1])
     if "labels" in batch:
         labels, weights = batch["labels"], batch["weights"]
     else:

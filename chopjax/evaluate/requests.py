@@ -16,7 +16,7 @@ from chopjax.data.tokenize import Tokenizer
 from chopjax.distill.losses import LossConfig, token_losses
 from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
-from chopjax.models.constrain import Constrain, unpinned
+from chopjax.models.constrain import Constrain, for_length, unpinned
 from chopjax.models.decoder import Params, forward, unembedding
 
 Batch = Mapping[str, np.ndarray]
@@ -117,6 +117,7 @@ def _by_token(
     constrain: Constrain = unpinned,
 ) -> Float[Array, "batch length"]:
     """float32 log-likelihood of each label, held whole by each device, so that every host can read it."""
+    constrain = for_length(constrain, batch["tokens"].shape[1])
     places = batch["positions"], batch["segment_ids"]
     hidden = forward(config, params, batch["tokens"], *places, constrain=constrain).hidden
     loss = LossConfig.plain(chunk)

@@ -29,7 +29,7 @@ class Constrain(Protocol):
         ...
 
     def holding(self, *axes: str) -> "Constrain":
-        """The same for arrays that are held whole along some axes."""
+        """The same for arrays that are held whole along some axes, besides those that are already."""
         ...
 
     def manual(self, function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
@@ -48,6 +48,12 @@ class Constrain(Protocol):
     ) -> Float[Array, "batch length kv_heads q_per_kv head_dim"]:
         """`models.attention.attention`, by whatever kernel serves: it has to be told how the mesh splits it."""
         ...
+
+
+def for_length(constrain: Constrain, length: int) -> Constrain:
+    """The same for rows of `length` tokens, which every device holds whole if they cannot be split evenly."""
+    even = length % constrain.size(constrain.parts("length")) == 0
+    return constrain if even else constrain.holding("length")
 
 
 class _Unpinned:

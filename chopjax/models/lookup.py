@@ -28,7 +28,7 @@ def lookup(
     if not (rows or columns) or not even:
         return taken(constrain(table, ("vocab", None)), tokens)
     on_device = functools.partial(_on_device, rows, columns)
-    return constrain.manual(on_device, (("vocab", "embed"), ("batch",)), ("batch",))(table, tokens)
+    return constrain.manual(on_device, (("vocab", "embed"), ("batch", "length")), ("batch", "length"))(table, tokens)
 
 
 def _on_device(rows: tuple[str, ...], columns: tuple[str, ...], table: Array, tokens: Array) -> Array:

@@ -1,11 +1,13 @@
 """Attention as one Pallas kernel for TPUs: scores never leave the chip's own memory. Same results as the reference."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from jaxtyping import Array, Float, Int
 
@@ -17,44 +19,96 @@ NARROW_HEADS = (64, 80, 96, 128)
 
 def splash_attention(
     q: Float[Array, "batch length kv_heads q_per_kv head_dim"],
-    k: Float[Array, "batch length kv_heads head_dim"],
-    v: Float[Array, "batch length kv_heads head_dim"],
-    segments: Int[Array, "batch length"],
+    k: Float[Array, "batch source kv_heads head_dim"],
+    v: Float[Array, "batch source kv_heads head_dim"],
+    segments: Int[Array, "batch source"],
     window: int | None = None,
     interpret: bool = False,
+    *,
+    shard: Int[Array, ""] | None = None,
+    shards: int = 1,
 ) -> Float[Array, "batch length kv_heads q_per_kv head_dim"]:
     """Causal attention within segments; softmax in float32, output in the dtype of `v`.
 
     It equals `models.attention.attention` of tokens that are in order: each segment's tokens stand side by side and
     their positions rise by one, so that the place in the row can stand for the position. For one device; under a mesh
-    each calls it on its own rows and heads.
+    each calls it on its own rows, heads and queries.
+
+    Products of bfloat16 are made in one pass, whatever `jax_default_matmul_precision` says: the kernel has no other.
 
     Args:
-        q: queries.
-        k: keys.
-        v: values.
-        segments: the segment of each token; a token sees its own only.
+        q: queries; of a row that is split, one of its equal parts.
+        k: keys of the whole row.
+        v: values of the whole row.
+        segments: the segment of each token of the whole row; a token sees its own only.
         window: tokens that a query sees, itself included; None for all before it.
         interpret: run the kernel as ordinary JAX operations, on any device; slow, for tests.
+        shard: which part of the row the queries are, from 0.
+        shards: parts of the row.
     """
     batch, length, kv_heads, q_per_kv, head_dim = q.shape
-    block, padded = blocks(length)
-    kernel = _kernel(kv_heads * q_per_kv, padded, block, window, interpret)
+    source = k.shape[1]
+    (q_block, q_padded), (block, padded) = blocks(length), blocks(source)
+    kernel = _kernel(kv_heads * q_per_kv, (length, q_padded, q_block), (padded, block), window, interpret, shards)
+    own = segments
+    if shard is not None:
+        kernel = jax.tree.map(lambda leaf: _part(leaf, shard, shards, axis=min(1, leaf.ndim - 1)), kernel)
+        own = _part(segments, shard, shards, axis=1)
     scaled = (q.astype(jnp.float32) * head_dim**-0.5).astype(q.dtype)
 
-    def heads_first(x: Array) -> Array:
+    def heads_first(x: Array, padded: int) -> Array:
         """[batch, length, ..., head_dim] → [batch, heads, padded length, padded head_dim]."""
-        x = jnp.swapaxes(x.reshape(batch, length, -1, head_dim), 1, 2)
-        return jnp.pad(x, ((0, 0), (0, 0), (0, padded - length), (0, padded_head(head_dim) - head_dim)))
+        x = jnp.swapaxes(x.reshape(batch, x.shape[1], -1, head_dim), 1, 2)
+        return jnp.pad(x, ((0, 0), (0, 0), (0, padded - x.shape[2]), (0, padded_head(head_dim) - head_dim)))
 
     # What fills up the row stands after all queries, so none of them sees it.
-    places = jnp.pad(segments, ((0, 0), (0, padded - length)))
-    # The kernel relies on implicit promotion.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        rows: Callable[..., Any] = jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=pallas.SegmentIds(s, s)))
-        out = rows(heads_first(scaled), heads_first(k), heads_first(v), places)
+    places = jnp.pad(own, ((0, 0), (0, q_padded - length))), jnp.pad(segments, ((0, 0), (0, padded - source)))
+    out = _called(kernel, heads_first(scaled, q_padded), heads_first(k, padded), heads_first(v, padded), *places)
     out = jnp.swapaxes(out[:, :, :length, :head_dim], 1, 2)
     return out.reshape(q.shape).astype(v.dtype)
+
+
+def _part(x: Array, part: Int[Array, ""], parts: int, axis: int) -> Array:
+    size = x.shape[axis] // parts
+    return jax.lax.dynamic_slice_in_dim(x, part * size, size, axis)
+
+
+def _tracing(dtype: jnp.dtype) -> contextlib.ExitStack:
+    """What holds while the kernel is traced."""
+    stack = contextlib.ExitStack()
+    # The kernel relies on implicit promotion.
+    stack.enter_context(jax.numpy_dtype_promotion("standard"))
+    stack.enter_context(jax.numpy_rank_promotion("allow"))
+    if dtype == jnp.bfloat16:
+        stack.enter_context(jax.default_matmul_precision("default"))
+    return stack
+
+
+# The derivative is wrapped as well, because the kernels of the backward pass are traced later than that of the forward.
+@jax.custom_vjp
+def _called(kernel: Any, q: Array, k: Array, v: Array, own: Array, segments: Array) -> Array:
+    return _called_forward(kernel, q, k, v, own, segments)[0]
+
+
+def _called_forward(
+    kernel: Any, q: Array, k: Array, v: Array, own: Array, segments: Array
+) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
+    def rows(q: Array, k: Array, v: Array) -> Array:
+        def one(q: Array, k: Array, v: Array, own: Array, segments: Array) -> Array:
+            return kernel(q, k, v, segment_ids=pallas.SegmentIds(own, segments))
+
+        return jax.vmap(one)(q, k, v, own, segments)
+
+    with _tracing(q.dtype):
+        return jax.vjp(rows, q, k, v)
+
+
+def _called_backward(back: Callable[[Array], tuple[Array, Array, Array]], d_out: Array) -> tuple[Array | None, ...]:
+    with _tracing(d_out.dtype):
+        return (None, *back(d_out), None, None)
+
+
+_called.defvjp(_called_forward, _called_backward)
 
 
 def blocks(length: int) -> tuple[int, int]:
@@ -70,14 +124,26 @@ def padded_head(head_dim: int) -> int:
 
 
 def _kernel(
-    heads: int, length: int, block: int, window: int | None, interpret: bool
+    heads: int,
+    queries: tuple[int, int, int],
+    keys: tuple[int, int],
+    window: int | None,
+    interpret: bool,
+    shards: int,
 ) -> pallas.splash_attention_kernel.SplashAttentionKernel:
-    shape = (length, length)
+    """The kernel of a whole row: queries in parts, each of a length and a padded length; and their blocks."""
+    length, padded, q_block = queries
+    source, block = keys
+    shape = (shards * padded, source)
     mask = pallas.CausalMask(shape) if window is None else pallas.LocalMask(shape, (window - 1, 0), 0)
+    # Places of queries in the row; those that fill up a part stand where its last one does.
+    within = np.minimum(np.arange(padded, dtype=np.int32), length - 1)
+    if shards > 1:
+        mask.q_sequence = (np.arange(shards, dtype=np.int32)[:, None] * length + within[None]).reshape(-1)
     # One fused kernel for the backward pass would keep a part of the queries' gradient for each block of keys.
     sizes = pallas.BlockSizes(
-        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
+        block_q=q_block, block_kv=block, block_q_dkv=q_block, block_kv_dkv=block, block_q_dq=q_block, block_kv_dq=block
     )
     return pallas.make_splash_mha(
-        pallas.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+        pallas.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=shards, interpret=interpret
     )

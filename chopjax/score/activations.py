@@ -88,7 +88,7 @@ def score_sums(
         "rows": jnp.sum(halves, axis=0),
         "tokens": jnp.sum(_by_token(valid, halves), axis=(0, 1)),
         **{name: jnp.moveaxis(moments, 0, 3) for name, moments in output.taps.items()},
-        **_pairs(output.embedded, states, valid, halves),
+        **_pairs(output.embedded, states, valid, halves, constrain.size(constrain.parts("length"))),
         "words": jnp.zeros((HALVES, config.vocab), jnp.int32).at[half[:, None], tokens].add(valid.astype(jnp.int32)),
     }
 
@@ -117,10 +117,13 @@ def _pairs(
     later: Float[Array, "layers batch length embed"],
     valid: Bool[Array, "batch length"],
     halves: Float[Array, "batch half"],
+    parts: int,
 ) -> Sums:
-    """Sums of cosines and angles between the hidden states of each token, a chunk of the length at a time."""
-    length = valid.shape[1]
-    index = jnp.arange(length, dtype=jnp.int32)
+    """Sums of cosines and angles between the hidden states of each token, a chunk of each part of the length at a time.
+
+    The parts are those in which devices hold rows, so that each device goes through its own tokens.
+    """
+    index = jnp.arange(valid.shape[1], dtype=jnp.int32)
     last = valid & (index[None] == jnp.max(jnp.where(valid, index[None], -1), axis=1, keepdims=True))
     every, ends = _by_token(valid, halves), _by_token(last, halves)
     states = later.shape[0] + 1
@@ -128,7 +131,9 @@ def _pairs(
 
     def of(start: Int[Array, ""] | int, size: int) -> Sums:
         def cut(x: Array, axis: int) -> Array:
-            return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+            split = x.reshape(*x.shape[:axis], parts, length, *x.shape[axis + 1 :])
+            chunk = jax.lax.dynamic_slice_in_dim(split, start, size, axis + 1)
+            return chunk.reshape(*x.shape[:axis], parts * size, *x.shape[axis + 1 :])
 
         h = jnp.concatenate([cut(first, 1)[None], cut(later, 2)]).astype(jnp.float32)
         products = jnp.einsum("sble,tble->blst", h, h, precision=jax.lax.Precision.HIGHEST)
@@ -139,10 +144,11 @@ def _pairs(
         whole, end = cut(every, 1), cut(ends, 1)
         return {"cosine": _sum(whole, cosine, 2), "angle": _sum(whole, angle, 2), "last_angle": _sum(end, angle, 2)}
 
+    length = valid.shape[1] // parts
     size = min(CHUNK, length)
     full, rest = divmod(length, size)
-    parts = jax.lax.map(lambda k: of(k * size, size), jnp.arange(full, dtype=jnp.int32))
-    sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), parts)
+    chunks = jax.lax.map(lambda k: of(k * size, size), jnp.arange(full, dtype=jnp.int32))
+    sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), chunks)
     if rest:
         sums = jax.tree.map(jnp.add, sums, of(full * size, rest))
     # A state's cosine with itself is 1; made as the others are, rounding would leave it an angle.

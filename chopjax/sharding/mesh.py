@@ -1,25 +1,38 @@
 """Meshes, and shardings on them, from the rules."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from chopjax.axes import Leaf, Sizes, unflatten
 from chopjax.errors import UserError
-from chopjax.models.attention import Places, attention
+from chopjax.models.attention import Places
 from chopjax.models.config import ModelConfig
-from chopjax.models.constrain import KEYS, QUERIES
 from chopjax.models.parameters import declare
-from chopjax.models.splash import splash_attention
-from chopjax.sharding.rules import MESH_AXES, RULES, MeshConfig, assign
+from chopjax.sharding.attention import attention_on_mesh
+from chopjax.sharding.rows import local_rows, share_of
+from chopjax.sharding.rules import MESH_AXES, RULES, Kernel, MeshConfig, assign
 
-Kernel = Literal["auto", "reference", "splash"]
+__all__ = [
+    "Constrain",
+    "Kernel",
+    "batch_sharding",
+    "join_processes",
+    "leaf_shardings",
+    "make_mesh",
+    "param_shardings",
+    "place_batch",
+    "replicated",
+    "row_sharding",
+    "spec",
+]
 
 
 def join_processes(config: MeshConfig) -> None:
@@ -44,15 +57,47 @@ def join_processes(config: MeshConfig) -> None:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh (data, fsdp, tensor) over the given devices, by default all there are.
+    """A mesh of all `MESH_AXES` over the given devices, by default all there are.
+
+    Where there are several slices, only the axes that are to go over them cross the network between them.
 
     Raises:
-        UserError: the sizes do not make up the devices.
+        UserError: the sizes do not make up the devices or their slices, or do not fit the grid that they stand in.
     """
     devices = jax.devices() if devices is None else devices
-    shape = config.shape(len(devices))
-    types = (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh([shape[name] for name in MESH_AXES], MESH_AXES, axis_types=types, devices=devices)
+    shape, types = config.shape(len(devices)), (AxisType.Auto,) * len(MESH_AXES)
+    by_host = _check_slices(config, devices)
+    outer = config.slices
+    inner = {name: size // outer[name] for name, size in shape.items()}
+    try:
+        if math.prod(outer.values()) == 1:
+            return jax.make_mesh(list(shape.values()), MESH_AXES, axis_types=types, devices=devices)
+        placed = mesh_utils.create_hybrid_device_mesh(
+            list(inner.values()), list(outer.values()), devices, process_is_granule=by_host
+        )
+    except NotImplementedError as error:
+        said = " x ".join(f"mesh.{name}={size}" for name, size in inner.items() if size > 1)
+        raise UserError(
+            f"{said} does not fit the grid in which the devices stand; give sizes that are products of its sides"
+        ) from error
+    return Mesh(placed, MESH_AXES, axis_types=types)
+
+
+def _check_slices(config: MeshConfig, devices: Sequence[jax.Device]) -> bool:
+    """Refuses a mesh of other slices than there are; whether hosts stand in for slices, as devices know of none."""
+    wanted = math.prod(config.slices.values())
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    if wanted == 1 and len(slices) > 1 and devices[0].platform == "tpu":
+        raise UserError(
+            f"the devices are of {len(slices)} slices; give mesh.dcn_data={len(slices)} and a mesh.data that it divides "
+            "(or mesh.dcn_fsdp)"
+        )
+    by_host = len(slices) == 1
+    found = len({device.process_index for device in devices}) if by_host else len(slices)
+    if wanted not in (1, found):
+        kind = "hosts" if by_host else "slices"
+        raise UserError(f"mesh.dcn_data x mesh.dcn_fsdp is {wanted}, but there are {found} {kind}; make them equal")
+    return by_host
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh | AbstractMesh, fallbacks: Sequence[str] = ()) -> dict[str, Any]:
@@ -79,14 +124,36 @@ def leaf_shardings(
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """The sharding of arrays [batch, ...]: rows over `data` and `fsdp`."""
+    """The sharding of arrays [batch, length, ...]: rows over `data` and `fsdp`, their tokens over `context`."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"], *RULES["length"]))
+
+
+def row_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """The sharding of arrays [batch, ...] whose rows are held whole: over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def place_batch(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, Array]:
-    """A batch on the mesh, made of this process's consecutive share of its rows."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    """A batch on the mesh, made of this process's share of its rows (`sharding.rows.share_of`).
+
+    Args:
+        mesh: the mesh.
+        batch: `tokens` [rows, length] and others: those that begin with the same two axes are split along both, the
+            rest by rows alone.
+    """
+    share, shape = share_of(mesh), np.shape(batch["tokens"])
+
+    def placed(rows: np.ndarray) -> Array:
+        whole = (len(rows) * share.count, *rows.shape[1:])
+        sharding = batch_sharding(mesh) if rows.shape[:2] == shape else row_sharding(mesh)
+
+        def own(at: tuple[slice, ...] | None) -> np.ndarray:
+            assert at is not None, "arrays with axes have a place for each"
+            return local_rows(share, rows, at[0], whole[0])[(slice(None), *at[1:])]
+
+        return jax.make_array_from_callback(whole, sharding, own)
+
+    return {name: placed(np.asarray(rows)) for name, rows in batch.items()}
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
@@ -121,8 +188,8 @@ class Constrain:
         mesh: the mesh.
         fallbacks: axes whose fallback is permitted.
         whole: axes that are held whole, whatever the rules say.
-        kernel: what computes the attention of tokens that are in order: `splash`, `reference`, or `auto` for splash
-            where the mesh is of TPUs. Splash on other devices is interpreted, which is slow.
+        kernel: what computes the attention of tokens that are in order (`sharding.rules.MeshConfig.attention`). Splash
+            on other devices than TPUs is interpreted, which is slow.
     """
 
     mesh: Mesh | AbstractMesh
@@ -131,8 +198,8 @@ class Constrain:
     whole: tuple[str, ...] = ()
 
     def holding(self, *axes: str) -> "Constrain":
-        """The same for arrays that are held whole along some axes."""
-        return dataclasses.replace(self, whole=axes)
+        """The same for arrays that are held whole along some axes, too."""
+        return dataclasses.replace(self, whole=(*self.whole, *axes))
 
     def __call__(self, array: Array, names: tuple[str | None, ...]) -> Array:
         """`array`, pinned.
@@ -140,9 +207,16 @@ class Constrain:
         Raises:
             UserError: a size does not divide and no fallback is permitted.
         """
+        return jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, self.spec(array, names)))
+
+    def spec(self, array: Array, names: tuple[str | None, ...]) -> PartitionSpec:
+        """Where an array of these axes lies.
+
+        Raises:
+            UserError: a size does not divide and no fallback is permitted.
+        """
         names = tuple(None if name in self.whole else name for name in names)
-        pinned = NamedSharding(self.mesh, spec(names, array.shape, self.mesh.shape, self.fallbacks))
-        return jax.lax.with_sharding_constraint(array, pinned)
+        return spec(names, array.shape, self.mesh.shape, self.fallbacks)
 
     def attention(
         self,
@@ -159,24 +233,12 @@ class Constrain:
         Raises:
             UserError: a size does not divide and no fallback is permitted.
         """
-        on_tpu = isinstance(self.mesh, Mesh) and self.mesh.devices.flat[0].platform == "tpu"
-        if not in_order or self.kernel == "reference" or (self.kernel == "auto" and not on_tpu):
-            return attention(q, k, v, queries, keys, window, in_order)
-        of_q, of_k, of_rows = (
-            spec(names, array.shape, self.mesh.shape, self.fallbacks)
-            for names, array in ((QUERIES, q), (KEYS, k), (KEYS[:2], keys.segments))
-        )
-        local = functools.partial(splash_attention, window=window, interpret=not on_tpu)
-        # Unchecked: a Pallas call does not say over which axes its results differ.
-        by_device = jax.shard_map(
-            local, mesh=self.mesh, in_specs=(of_q, of_k, of_k, of_rows), out_specs=of_q, check_vma=False
-        )
-        return by_device(q, k, v, keys.segments)
+        return attention_on_mesh(self, q, k, v, queries, keys, window, in_order)
 
     def parts(self, axis: str) -> tuple[str, ...]:
         """The mesh axes that an axis of this name is split over, those of one device left out."""
         split = () if axis in self.whole else RULES[axis]
-        return tuple(mesh_axis for mesh_axis in split if self.mesh.shape[mesh_axis] > 1)
+        return tuple(mesh_axis for mesh_axis in split if self.mesh.shape.get(mesh_axis, 1) > 1)
 
     def size(self, mesh_axes: tuple[str, ...]) -> int:
         """Number of devices along all of these mesh axes."""

@@ -75,6 +75,7 @@ def sampled_batch(
     length = batch["tokens"].shape[1]
     check_length(on_policy, length)
     params = jax.tree.map(lambda x: jax.lax.stop_gradient(x).astype(compute_dtype), params)
+    constrain = constrain.holding("length")  # one token is drawn at a time, and no length of a prompt need divide
     if on_policy.gather:
         params = _gathered(config, params, constrain)
         constrain = constrain.holding("embed")

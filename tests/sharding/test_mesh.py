@@ -14,7 +14,7 @@ MESH = MeshConfig(data=2, fsdp=2, tensor=2)
 
 def test_mesh_has_auto_axes_over_given_devices() -> None:
     mesh = make_mesh(MeshConfig(tensor=2), jax.devices()[:4])
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 2}
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "context": 1, "tensor": 2, "expert": 1}
     assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
 
 

@@ -8,7 +8,7 @@ import pytest
 from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import declare
-from chopjax.sharding.rules import MeshConfig, assign, check
+from chopjax.sharding.rules import MESH_AXES, MeshConfig, assign, check
 
 Q = ("layers", "embed", "kv_heads", "q_per_kv", "head_dim")
 K = ("layers", "embed", "kv_heads", "head_dim")
@@ -79,7 +79,9 @@ def test_check_names_the_first_leaf() -> None:
     ],
 )
 def test_mesh_shape(config: MeshConfig, devices: int, shape: tuple[int, ...]) -> None:
-    assert tuple(config.shape(devices).values()) == shape
+    found = config.shape(devices)
+    assert tuple(found) == MESH_AXES
+    assert (found["data"], found["fsdp"], found["tensor"], found["context"], found["expert"]) == (*shape, 1, 1)
 
 
 def test_mesh_refuses() -> None:
