@@ -16,7 +16,7 @@ from chopjax.evaluate.perplexity import batch_sums
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import abstract_params
 from chopjax.score.activations import score_sums
-from chopjax.sharding.mesh import Constrain, Kernel, batch_sharding, make_mesh, param_shardings, replicated
+from chopjax.sharding.mesh import Constrain, Kernel, batch_sharding, make_mesh, param_shardings, replicated, row_sharding
 from chopjax.sharding.rules import MeshConfig
 from chopjax.train import optimizers
 from chopjax.train.config import OptimizerConfig
@@ -137,7 +137,7 @@ class ScoringStep:
         mesh = make_mesh(self.mesh, devices)
         pin = Constrain(mesh, self.mesh.fallbacks, self.kernel)
         step = jax.jit(functools.partial(score_sums, self.model, constrain=pin), out_shardings=replicated(mesh))
-        half = jax.ShapeDtypeStruct((self.rows,), jnp.int32, sharding=batch_sharding(mesh))
+        half = jax.ShapeDtypeStruct((self.rows,), jnp.int32, sharding=row_sharding(mesh))
         batch = _placed(_rows(self.rows, self.length), batch_sharding(mesh))
         return step.lower(_params(self.model, self.dtype, self.mesh, mesh), batch, half, masks={})
 

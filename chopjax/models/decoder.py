@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PyTree
 
 from chopjax.axes import flatten, unflatten
@@ -24,10 +25,28 @@ Params = dict[str, Any]
 Tap = Callable[[Mapping[str, Array]], PyTree]
 """Picks or reduces the named activations of one block; its results come back stacked along `layers`."""
 
+# Name of a block's input, for remat policies that keep it elsewhere than on the device.
+INPUT = "block_input"
+
+
+def _on_host(*names: str) -> Callable[..., Any]:
+    """Keeps the named arrays in the host's memory, and makes all others again."""
+    return jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=list(names),
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+
+
+# What the backward pass finds of each block beside its parameters: everything; its input; its input and products; its
+# input, or its input and products, in the memory of the host.
 REMAT: Mapping[str, Callable[..., Any] | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    "offload": _on_host(INPUT),
+    "offload_dots": _on_host(INPUT, PRODUCT),
 }
 
 
@@ -91,6 +110,8 @@ class Decoder(nnx.Module):
 
         def step(x: Array, layer: tuple) -> tuple[Array, dict[str, Array], tuple[PyTree, KeysValues | None]]:
             params, kind, own_masks, keys_values = layer
+            if remat.startswith("offload"):
+                x = checkpoint_name(x, INPUT)
             block = nnx.merge(graph, params)
             activations, keys_values = block(x, where, kind, shared | own_masks, keys_values, constrain)
             picked = {name: activations[name] for name in keep}
@@ -160,7 +181,7 @@ def forward(
         masks: what a plan would keep, as masks on the full-width model (see `chopjax.chop.masks`).
         tap: picks or reduces the activations of each block (names in `models.block.Block`).
         keep: activations that come back whole, and of which layers; no others take memory.
-        remat: which activations the backward pass recomputes: `none`, `full` or `dots`.
+        remat: which activations the backward pass recomputes, or fetches from the host (`REMAT`).
         constrain: pins activation shardings.
         cache: keys and values of earlier tokens; the given tokens follow them.
 

@@ -88,10 +88,8 @@ def _check_slices(config: MeshConfig, devices: Sequence[jax.Device]) -> bool:
     wanted = math.prod(config.slices.values())
     slices = {getattr(device, "slice_index", 0) for device in devices}
     if wanted == 1 and len(slices) > 1 and devices[0].platform == "tpu":
-        raise UserError(
-            f"the devices are of {len(slices)} slices; give mesh.dcn_data={len(slices)} and a mesh.data that it divides "
-            "(or mesh.dcn_fsdp)"
-        )
+        fitting = f"mesh.dcn_data={len(slices)} with a mesh.data that it divides, or mesh.dcn_fsdp={len(slices)}"
+        raise UserError(f"the devices are of {len(slices)} slices; give {fitting}")
     by_host = len(slices) == 1
     found = len({device.process_index for device in devices}) if by_host else len(slices)
     if wanted not in (1, found):

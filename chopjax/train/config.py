@@ -23,7 +23,9 @@ class TrainConfig:
         batch: rows in one step, over all devices and accumulation steps.
         accumulate: parts into which a batch is split, to save memory.
         compute_dtype: dtype of activations and of the teacher; master weights stay float32.
-        remat: what the backward pass recomputes: nothing, all of a block, or all but matrix products.
+        remat: what the backward pass recomputes: `none`; `full`, all of a block but its input; `dots`, all but its
+            input and matrix products. With `offload` and `offload_dots` what is not recomputed waits in the memory of
+            the host: slower, for rows or batches that do not fit otherwise.
         steps_before_chop: ordinary steps on the whole model, which fill the optimizer state that the chop then cuts
             (Just CHOP takes 500).
         log_every: steps between lines of `metrics.jsonl`.
@@ -43,7 +45,7 @@ class TrainConfig:
     batch: int = 32
     accumulate: int = 1
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    remat: Literal["none", "full", "dots"] = "full"
+    remat: Literal["none", "full", "dots", "offload", "offload_dots"] = "full"
     steps_before_chop: int = 0
     log_every: int = 10
     evaluate_every: int = 0
