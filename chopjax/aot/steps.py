@@ -16,7 +16,15 @@ from chopjax.evaluate.perplexity import batch_sums
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import abstract_params
 from chopjax.score.activations import score_sums
-from chopjax.sharding.mesh import Constrain, Kernel, batch_sharding, make_mesh, param_shardings, replicated, row_sharding
+from chopjax.sharding.mesh import (
+    Constrain,
+    Kernel,
+    batch_sharding,
+    make_mesh,
+    param_shardings,
+    replicated,
+    row_sharding,
+)
 from chopjax.sharding.rules import MeshConfig
 from chopjax.train import optimizers
 from chopjax.train.config import OptimizerConfig
