@@ -11,8 +11,8 @@ from chopjax.models.attention import Places, visible
 
 # Sizes of a head that the kernels take are multiples of this; others are filled up with zeros.
 HEAD_MULTIPLE = 8
-# Largest head on any GPU that has the kernels (Ampere), and from Hopper on.
-LARGEST_HEAD, LARGEST_HEAD_HOPPER = 128, 256
+# Largest head on every GPU that has the kernels (from compute capability 8.0 on, Ampere), and on some.
+LARGEST_HEAD, LARGEST_HEAD_OF_SOME = 128, 256
 DTYPES = (jnp.bfloat16, jnp.float16)
 
 
@@ -40,13 +40,13 @@ def cudnn_attention(
         keys: where the keys stand.
         window: tokens that a query sees, itself included; None for all before it.
         in_order: queries and keys are the same tokens, each segment's side by side and their positions rising by one.
-            Then what a query cannot see for its place in the row is not computed at all.
+            Then what lies after a query is not computed at all. What lies before its window is: the kernels know
+            windows, but none beside a mask.
         implementation: `xla` for the same call without cuDNN, for tests.
     """
     batch, length, kv_heads, q_per_kv, head_dim = q.shape
     source = k.shape[1]
-    same = queries.segments[:, :, None] == keys.segments[:, None, :]
-    seen = same if in_order else visible(queries, keys, window)
+    seen = visible(queries, keys, window)
     # With a mask the kernels of the backward pass take even lengths only.
     more, others = length % 2, source % 2
     seen = jnp.pad(seen, ((0, 0), (0, more), (0, others)))
@@ -62,20 +62,18 @@ def cudnn_attention(
         mask=seen[:, None],
         scale=head_dim**-0.5,
         is_causal=in_order,
-        local_window_size=(window - 1, 0) if in_order and window is not None else None,
         implementation=implementation,
     )
     return out[:, :length, :, :head_dim].reshape(batch, length, kv_heads, q_per_kv, head_dim)
 
 
 def supported(dtype: jax.typing.DTypeLike, head_dim: int, capability: str) -> bool:
-    """Whether a GPU of this compute capability, such as "9.0", has kernels for such heads."""
+    """Whether every GPU of this compute capability, such as "9.0", has kernels for such heads."""
     try:
         version = tuple(int(part) for part in capability.split("."))
     except ValueError:
         return False
-    largest = LARGEST_HEAD_HOPPER if version >= (9, 0) else LARGEST_HEAD
-    return version >= (8, 0) and dtype in DTYPES and head_dim <= largest
+    return version >= (8, 0) and dtype in DTYPES and head_dim <= LARGEST_HEAD
 
 
 def refuse_unsupported(dtype: jax.typing.DTypeLike, head_dim: int) -> None:
@@ -87,7 +85,7 @@ def refuse_unsupported(dtype: jax.typing.DTypeLike, head_dim: int) -> None:
     if dtype not in DTYPES:
         name = jnp.dtype(dtype).name
         raise UserError(f"mesh.attention is 'cudnn', which takes bfloat16 and float16, not {name}; choose 'auto'")
-    if head_dim > LARGEST_HEAD_HOPPER:
+    if head_dim > LARGEST_HEAD_OF_SOME:
         raise UserError(
-            f"mesh.attention is 'cudnn', whose heads have at most {LARGEST_HEAD_HOPPER}, not {head_dim}; choose 'auto'"
+            f"mesh.attention is 'cudnn', whose heads have at most {LARGEST_HEAD_OF_SOME}, not {head_dim}; choose 'auto'"
         )
