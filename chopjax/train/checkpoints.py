@@ -173,7 +173,8 @@ class Checkpoints:
         for step in sorted(self.steps, reverse=True):
             restored, error = None, None
             try:
-                self._identity_of(step)
+                for name in ("identity", "position"):  # each alone, and before the state, which takes long
+                    self._json(step, name)
                 restored = self.restore(abstract_state, step)
             except _Damaged as caught:
                 error = caught
@@ -228,16 +229,17 @@ class Checkpoints:
         _all(True)  # so that all see it gone
         self._orbax.reload()
 
-    def _identity_of(self, step: int) -> dict[str, Any]:
+    def _json(self, step: int, name: str) -> dict[str, Any]:
+        """One of the plain parts of a checkpoint."""
         with self._named(step):
-            return self._orbax.load_checkpointables(step, {"identity": None})["identity"]
+            return self._orbax.load_checkpointables(step, {name: None})[name]
 
     def _refuse_another_identity(self) -> None:
         """Compares with the newest identity that can be read; which of the checkpoints is whole, `resume` finds out."""
         damage: _Damaged | None = None
         for step in sorted(self.steps, reverse=True):
             try:
-                saved = self._identity_of(step)
+                saved = self._json(step, "identity")
                 break
             except _Damaged as error:
                 damage = damage or error

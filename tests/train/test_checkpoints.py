@@ -204,14 +204,65 @@ def test_a_run_killed_while_saving_leaves_the_newest_whole_checkpoint(tmp_path: 
         assert {entry.name for entry in tmp_path.iterdir()} == {str(step) for step in checkpoints.steps}
 
 
-@pytest.mark.parametrize("kind", ["state", "all"])
-def test_a_damaged_checkpoint_is_named_with_what_remains(kind: str, tmp_path: pathlib.Path) -> None:
-    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
-        for step in (1, 2):
-            checkpoints.save(step, {"x": jnp.arange(9.0)}, {})
-    folder = tmp_path / "2" / "state" if kind == "state" else tmp_path / "2"
+def saved(folder: pathlib.Path, *steps: int) -> None:
+    with Checkpoints(folder, IDENTITY, keep=len(steps)) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, {"x": jnp.arange(9.0) + step}, {"row": step})
+
+
+def damage(folder: pathlib.Path) -> None:
     for file in (file for file in folder.rglob("*") if file.is_file()):
         file.write_bytes(file.read_bytes()[:3])
-    said = r"cannot be read .*move it away to go on from step 1" if kind == "state" else "cannot be read .*move it away"
+
+
+TARGET = {"x": ((9,), jnp.float32)}
+
+
+@pytest.mark.parametrize("part", ["state", "position", "identity", "."])
+def test_a_damaged_checkpoint_is_set_aside_for_an_earlier_whole_one(part: str, tmp_path: pathlib.Path) -> None:
+    folder, said = tmp_path / "checkpoints", []
+    saved(folder, 1, 2, 3)
+    for step in (2, 3):
+        damage(folder / str(step) / part)
+    with Checkpoints(folder, IDENTITY, say=said.append) as checkpoints:
+        restored = checkpoints.resume(wanted(**TARGET))
+        assert restored is not None and (restored.step, restored.position) == (1, {"row": 1})
+        assert np.array_equal(restored.state["x"], np.arange(9.0) + 1)
+        assert checkpoints.steps == [1]
+        checkpoints.save(2, {"x": jnp.zeros(9)}, {"row": 2})  # as the run comes by again
+        checkpoints.wait()
+        assert checkpoints.steps == [1, 2]
+    aside = tmp_path / "checkpoints_damaged"
+    assert {file.name for file in aside.iterdir()} == {"2", "3"} and (aside / "3" / "state").is_dir()
+    assert len(said) == 2 and all(f"moved to {aside}, going on from step 1" in line for line in said)
+    assert f"{folder}/2 cannot be read (" in said[0]
+
+
+@pytest.mark.parametrize("part", ["state", "."])
+def test_where_none_is_whole_the_newest_is_named_and_all_are_left(part: str, tmp_path: pathlib.Path) -> None:
+    saved(tmp_path, 1, 2)
+    for step in (1, 2):
+        damage(tmp_path / str(step) / part)
+    said = "/2 cannot be read .*move it away to go on from step 1"
     with pytest.raises(UserError, match=said), Checkpoints(tmp_path, IDENTITY) as checkpoints:
-        checkpoints.restore(wanted(x=((9,), jnp.float32)))
+        checkpoints.resume(wanted(**TARGET))
+    assert {file.name for file in tmp_path.iterdir()} == {"1", "2"}
+
+
+def test_a_finished_run_does_not_fall_back(tmp_path: pathlib.Path) -> None:
+    saved(tmp_path, 1, 2)
+    damage(tmp_path / "2")
+    said = "/2 cannot be read .*move it away to go on from step 1"
+    with Checkpoints(tmp_path, IDENTITY) as checkpoints, pytest.raises(UserError, match=said):
+        checkpoints.restore(wanted(**TARGET))
+
+
+def test_a_half_written_one_is_said(tmp_path: pathlib.Path) -> None:
+    saved(tmp_path, 1)
+    half = tmp_path / "2.orbax-checkpoint-tmp"
+    (half / "state").mkdir(parents=True)
+    said: list[str] = []
+    with Checkpoints(tmp_path, IDENTITY, say=said.append) as checkpoints:
+        assert checkpoints.resume(wanted(**TARGET)).step == 1
+    assert said == [f"{half} was left half-written by a run that was cut off; it is removed"]
+    assert [file.name for file in tmp_path.iterdir()] == ["1"]
