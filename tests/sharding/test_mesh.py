@@ -1,10 +1,15 @@
 """Meshes of host devices and pinned activations."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from aot.slices import needs_libtpu
 from jax.sharding import PartitionSpec as P
 
+from chopjax.aot import topology
 from chopjax.errors import UserError
 from chopjax.sharding.mesh import Constrain, batch_sharding, join_processes, make_mesh, spec
 from chopjax.sharding.rules import MeshConfig
@@ -16,6 +21,53 @@ def test_mesh_has_auto_axes_over_given_devices() -> None:
     mesh = make_mesh(MeshConfig(tensor=2), jax.devices()[:4])
     assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "context": 1, "tensor": 2, "expert": 1}
     assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device as meshes see it."""
+
+    id: int
+    slice_index: int = 0
+    process_index: int = 0
+    platform: str = "gpu"
+    device_kind: str = "unknown"
+
+
+@pytest.mark.parametrize(
+    ("config", "axis"),
+    [(MeshConfig(data=2, fsdp=2, tensor=2, dcn_data=2), 0), (MeshConfig(data=1, fsdp=4, tensor=2, dcn_fsdp=2), 1)],
+)
+def test_only_the_chosen_axis_goes_over_slices(config: MeshConfig, axis: int) -> None:
+    chips = [Chip(id, slice_index=id % 2) for id in range(8)]
+    placed = make_mesh(config, chips).devices
+    assert placed.shape == tuple(config.shape(8).values())
+    halves = np.split(placed, 2, axis)
+    assert [{chip.slice_index for chip in half.flat} for half in halves] == [{0}, {1}]
+
+
+def test_hosts_stand_for_slices_where_devices_know_of_none() -> None:
+    chips = [Chip(id, process_index=id // 2) for id in range(8)]
+    mesh = make_mesh(MeshConfig(data=4, fsdp=2, dcn_data=4), chips)
+    assert [[chip.id for chip in row.flat] for row in mesh.devices] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_slices_are_counted() -> None:
+    chips = [Chip(id, id // 4, id // 4, "tpu") for id in range(8)]
+    with pytest.raises(UserError, match="devices are of 2 slices; give mesh.dcn_data=2 "):
+        make_mesh(MeshConfig(), chips)
+    with pytest.raises(UserError, match="dcn_data x mesh.dcn_fsdp is 4, but there are 2 slices"):
+        make_mesh(MeshConfig(data=4, dcn_data=4), chips)
+    with pytest.raises(UserError, match="dcn_data x mesh.dcn_fsdp is 2, but there are 1 hosts"):
+        make_mesh(MeshConfig(data=2, dcn_data=2))
+
+
+@needs_libtpu
+def test_slices_of_tpus() -> None:
+    mesh = make_mesh(MeshConfig(data=2, tensor=2, dcn_data=2), topology.devices("2*v5e:2x2"))
+    assert [{chip.slice_index for chip in half.flat} for half in mesh.devices] == [{0}, {1}]
+    with pytest.raises(UserError, match="mesh.fsdp=8 x mesh.tensor=2 does not fit the grid"):
+        make_mesh(MeshConfig(fsdp=8, tensor=2), topology.devices("v6e:4x4"))
 
 
 def test_spec() -> None:

@@ -25,6 +25,14 @@ def test_batch_takes_fsdp_before_embed() -> None:
     assert assign(("batch", "length", "embed"), (4, 3, 7), MESH)[0] == (("data", "fsdp"), (), ())
 
 
+def test_context_splits_the_length_of_rows_and_what_fsdp_splits_of_parameters() -> None:
+    mesh = {"data": 2, "fsdp": 2, "context": 3, "tensor": 1, "expert": 1}
+    assert assign(("batch", "length", "embed"), (4, 9, 7), mesh)[0] == (("data", "fsdp"), ("context",), ())
+    assert assign(("vocab", "embed"), (5, 12), mesh)[0] == ((), ("fsdp", "context"))
+    with pytest.raises(UserError, match="length of size 10 .* 3 equal parts of mesh.context; choose a length"):
+        assign(("batch", "length"), (4, 10), mesh)
+
+
 def test_one_mesh_axis_is_given_once() -> None:
     assert assign(("mlp", "vocab"), (4, 4), MESH)[0] == (("tensor",), ())
 
@@ -93,8 +101,24 @@ def test_mesh_refuses() -> None:
         MeshConfig(data=-1)
     with pytest.raises(UserError, match="mesh.data is 0"):
         MeshConfig(data=0)
+    with pytest.raises(UserError, match="mesh.context is -2"):
+        MeshConfig(context=-2)
+    with pytest.raises(UserError, match="mesh.expert is 2, but no supported model has experts"):
+        MeshConfig(expert=2)
+    with pytest.raises(UserError, match="mesh.attention is 'flash'"):
+        MeshConfig(attention="flash")
     with pytest.raises(UserError, match="'heads'"):
         MeshConfig(fallbacks=("heads",))
+
+
+def test_parts_of_axes_that_go_over_slices() -> None:
+    config = MeshConfig(data=4, fsdp=-1, context=2, dcn_data=2)
+    assert config.shape(16) == {"data": 4, "fsdp": 2, "context": 2, "tensor": 1, "expert": 1}
+    assert config.slices == {"data": 2, "fsdp": 1, "context": 1, "tensor": 1, "expert": 1}
+    with pytest.raises(UserError, match="mesh.dcn_fsdp is 3, which does not divide mesh.fsdp = 8"):
+        MeshConfig(dcn_fsdp=3).shape(8)
+    with pytest.raises(UserError, match="mesh.dcn_data is 0"):
+        MeshConfig(dcn_data=0)
 
 
 def test_imports_without_jax() -> None:
