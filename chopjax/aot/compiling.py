@@ -100,9 +100,9 @@ def compile_lowered(
             seconds = time.perf_counter() - begun
             return Compilation(Costs(None, _needed(str(error)), {}, {}, lower_seconds, seconds, None), None)
         seconds = time.perf_counter() - begun
-        at_peak = live.at_peak(pathlib.Path(folder)) if explain or dump else {}
-    memory = _memory(compiled)
-    peak = memory.pop("peak")
+        memory = _memory(compiled)
+        peak = memory.pop("peak")
+        at_peak = live.at_peak(pathlib.Path(folder), peak) if explain or dump else {}
     return Compilation(Costs(peak, None, memory, at_peak, lower_seconds, seconds, _statistics(compiled)), compiled)
 
 

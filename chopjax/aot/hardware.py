@@ -22,10 +22,10 @@ class Links:
     clock: float | None
 
 
-# cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}: "inter-chip interconnect bandwidth" a chip, one way (the pages of v5p,
-# v6e and TPU7x give both ways together), and the data-centre network's (of v5e and v6e a pod's, by its 256 chips; of v4
-# its host's 200 Gb/s by 4 chips). Clock: peak FLOP/s over those of one cycle (multiply units of 128 x 128, of v6e and
-# TPU7x 256 x 256, two FLOPs for each multiplication), for one core. NVLink and InfiniBand: the DGX data sheets.
+# cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}: "inter-chip interconnect bandwidth" a chip, one way (the pages of
+# v5p, v6e and TPU7x give both ways together), and the data-centre network's (of v5e and v6e a pod's, by its 256 chips;
+# of v4 its host's 200 Gb/s by 4 chips). Clock: peak FLOP/s over those of one cycle (multiply units of 128 x 128, of
+# v6e and TPU7x 256 x 256, two FLOPs for each multiplication), for one core. NVLink and InfiniBand: the DGX data sheets.
 LINKS: Mapping[str, Links] = {
     "v4": Links(300e9, 6.25e9, 1.05e9),
     "v5e": Links(200e9, 3.125e9, 1.5e9),

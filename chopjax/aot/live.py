@@ -8,7 +8,7 @@ import pathlib
 import re
 from collections.abc import Iterator
 
-from chopjax.distill.objective import LOSS, TEACHER
+from chopjax.distill.objective import LOSS
 
 KINDS = ("parameters", "optimizer", "teacher", "compute copy", "activations", "gradients", "loss", "other")
 """Master parameters; optimizer state; parameters of the teacher; the copy of the parameters in the compute dtype; what
@@ -16,15 +16,27 @@ the forward passes make and keep; what the backward pass makes; the loss in its 
 
 _PEAK, _VALUE = "Live ranges at", re.compile(r"\s+(\S+?)\{[^}]*\}: (\d+) bytes")
 _MADE = re.compile(r"\s+(?:ROOT )?%?(?P<name>[^\s=]+) = (?P<type>\([^=]*?\)|\S+) (?P<opcode>[\w-]+)\(")
+# What an argument is, by its name in the step.
+_PLACES = {
+    "state.params": "parameters",
+    "state.opt_state": "optimizer",
+    "state.teacher": "teacher",
+    "teacher": "teacher",
+    "params": "parameters",
+}
+_STEP = "jit(step)/"  # what is outside both passes: sums of gradients, and the update
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 # A layout that ends so lies in the core's own memory, which is no part of the chip's.
 _OWN_MEMORY = re.compile(r"S\(\d+\)")
 
 
-def at_peak(folder: pathlib.Path) -> dict[str, int]:
-    """Bytes by kind; empty if the compiler left no such report in the folder, as those for CPUs.
+def at_peak(folder: pathlib.Path, peak: int) -> dict[str, int]:
+    """Bytes by kind, which add up to the peak; empty if the compiler left no such report, as those for CPUs.
 
-    The kinds add up to the live values, which is a little less than the peak: between values there are gaps.
+    Args:
+        folder: where the compiler's reports are.
+        peak: bytes at the peak. What they are more than the live values goes to `other`: the program's code, gaps
+            between values, and what fills up rows to the width of the chip's registers.
     """
     ranges = sorted(folder.glob("*jit_*live-range.txt"))
     modules = sorted(folder.glob("*jit_*after_optimizations.txt"))
@@ -36,6 +48,7 @@ def at_peak(folder: pathlib.Path) -> dict[str, int]:
         opcode, type_, op_name = made.get(name, ("", "", ""))
         if not _OWN_MEMORY.search(type_):
             found[_kind(opcode, op_name)] += size
+    found["other"] += max(0, peak - sum(found.values()))
     return found
 
 
@@ -64,17 +77,15 @@ def _instructions(file: pathlib.Path) -> dict[str, tuple[str, str, str]]:
 
 
 def _kind(opcode: str, op_name: str) -> str:
-    if opcode == "parameter":
-        places = {"state.params": "parameters", "state.opt_state": "optimizer", "teacher": "teacher"}
-        of_teacher = op_name.startswith("state.teacher.params")
-        of_args = op_name.startswith(("params", "teacher_params"))
-        if of_teacher or of_args:
-            return "teacher" if "teacher" in op_name else "parameters"
-        return next((kind for start, kind in places.items() if op_name.startswith(start)), "other")
+    place = next((kind for start, kind in _PLACES.items() if op_name.startswith(start)), "")
+    if place:  # an argument, or a copy of one in another layout
+        return place if opcode == "parameter" else "compute copy"
     if "transpose(" in op_name:
         return "gradients"
     if f"({LOSS})" in op_name or f"/{LOSS}/" in op_name:
         return "loss"
-    if "jvp(" in op_name or "/while/" in op_name or f"/{TEACHER}/" in op_name:
+    if "jvp(" in op_name or "/while/" in op_name:
         return "activations"
-    return "compute copy" if op_name.endswith("/convert_element_type") else "other"
+    if op_name.endswith("/convert_element_type"):
+        return "compute copy"
+    return "gradients" if op_name.startswith(_STEP) else "other"

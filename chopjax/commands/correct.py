@@ -43,7 +43,7 @@ def _work(run: Run) -> None:
 
 def _phase(run: Run) -> Phase:
     steps = run.settings.correction.steps
-    optimizer = training.correction_optimizer(run, steps)
+    optimizer = training.correction_optimizer(run.settings, steps)
     loss = LossConfig.plain(run.settings.loss.chunk)
     config = run.teacher_config
     return Phase(CHECKPOINTS, config, loss, steps, functools.partial(_fresh, run), optimizer, metrics=METRICS)

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
-from chopjax.axes import AROUND
+from chopjax.axes import AROUND, Sizes
 from chopjax.chop.build import LAYER_SCORE, WIDTHS, Scores, axes_to_score, build_plan, layers_by_score
 from chopjax.chop.config import PlanConfig
 from chopjax.chop.heads import head_similarity
@@ -41,7 +41,7 @@ def scores_for(run: Run, wanted: PlanConfig) -> dict[str, np.ndarray]:
 def widths(run: Run, wanted: PlanConfig) -> Scores:
     """Scores of neurons, heads and channels by `wanted.widths_by`; `best`, not settled yet, is by activation."""
     if run.settings.dimchop.mode == "pooled":
-        return load_file(run.workdir / DIMCHOP)
+        return load((run.workdir / DIMCHOP).read_bytes())
     if wanted.widths_by not in ("best", "activation"):
         return _of_weights(run, wanted.widths_by)
     found: Scores = activation_scores(score.read(run).sums, wanted.over_batch, wanted.over_sequence)
@@ -76,15 +76,21 @@ def layers(run: Run, wanted: PlanConfig) -> Scores:
 
 def placeholders(run: Run, wanted: PlanConfig) -> dict[str, np.ndarray]:
     """Zeros in place of every score, for what does not depend on them: which sizes a plan keeps."""
-    sizes = run.source.config.sizes
+    found = zeros(run.source.config.sizes, wanted)
+    if 0 < wanted.vocab < run.tokenizer.vocab:
+        counts = np.zeros(run.source.config.sizes["vocab"], np.int64)
+        found["words"] = vocabulary.kept_words(run, counts, wanted.vocab)
+    return found
+
+
+def zeros(sizes: Sizes, wanted: PlanConfig) -> dict[str, np.ndarray]:
+    """`placeholders`, without the words that a smaller vocabulary would keep."""
     found = {axis: np.zeros([sizes[name] for name in (*AROUND[axis], axis)]) for axis in axes_to_score(wanted, sizes)}
     if layers_by_score(wanted):
         whole, count = sizes["layers"], wanted.remove_layers
         lengths = {"layers": whole, "blocks": max(1, whole - count + 1), "removed": whole}
         kind = LAYER_SCORE[wanted.layers_by]
         found[kind] = np.arange(lengths[kind], dtype=np.float64)
-    if 0 < wanted.vocab < run.tokenizer.vocab:
-        found["words"] = vocabulary.kept_words(run, np.zeros(sizes["vocab"], np.int64), wanted.vocab)
     return found
 
 

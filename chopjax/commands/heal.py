@@ -16,6 +16,7 @@ from chopjax.commands import correct, training
 from chopjax.commands import plan as planning
 from chopjax.commands.phase import Phase, TeacherPlace
 from chopjax.commands.run import Run
+from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
 from chopjax.distill import cache_config, on_policy_config
 from chopjax.distill.config import LossConfig
@@ -112,15 +113,14 @@ def _healing(run: Run) -> Phase:
         begin,
         optimizer,
         dimchop,
-        teacher_place(run),
+        teacher_place(run.settings),
         compared,
         run.settings.on_policy,
     )
 
 
-def teacher_place(run: Run) -> TeacherPlace:
+def teacher_place(chosen: Settings) -> TeacherPlace:
     """Where the teacher is while the student learns."""
-    chosen = run.settings
     if not chosen.loss.teacher_terms and not chosen.hidden.terms:
         return "none"
     if chosen.cache.kind != "off":
@@ -179,7 +179,7 @@ def _optimizer(run: Run) -> OptimizerConfig:
 def _known(run: Run) -> dict[str, Any]:
     """Of the identity, what is known before any text is read."""
     sections = ("seed", "train", "optimizer", "loss", "hidden", "cache", "correction", "on_policy", "data", "dimchop")
-    teacher = {"teacher": "none" if teacher_place(run) == "none" else run.teacher_print}
+    teacher = {"teacher": "none" if teacher_place(run.settings) == "none" else run.teacher_print}
     return run.settings.identity(*sections) | planning.inputs(run) | teacher
 
 
@@ -193,7 +193,7 @@ def _check_settings(run: Run) -> None:
     if chosen.cache.kind != "off" and not chosen.loss.teacher_terms:
         raise UserError(f"cache.kind is {chosen.cache.kind!r}, but no loss compares with a teacher; set it to 'off'")
     _check_on_policy(run)
-    if chosen.correction.mode != "off" and teacher_place(run) == "none":
+    if chosen.correction.mode != "off" and teacher_place(run.settings) == "none":
         raise UserError(f"correction.mode is {chosen.correction.mode!r}, but no loss compares with a teacher")
     training.check_correction(run)
     if chosen.hidden.learned and not chosen.optimizer.schedule.learning_rate:

@@ -1,0 +1,170 @@
+"""The truth about a run before chips are rented for it: its steps, compiled for devices that need not be there."""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+# Before jax is imported: what is here is no part of the answer, and a TPU's library would look for chips.
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from chopjax import files  # noqa: E402
+from chopjax.aot import cache, describe, hardware, sweep, topology  # noqa: E402
+from chopjax.aot.compiling import Costs  # noqa: E402
+from chopjax.aot.estimate import Estimate  # noqa: E402
+from chopjax.aot.hardware import Device  # noqa: E402
+from chopjax.aot.outlook import Outlook, outlook  # noqa: E402
+from chopjax.aot.steps import Step, TrainingStep  # noqa: E402
+from chopjax.aot.topology import Slices  # noqa: E402
+from chopjax.commands.foreseen import Foreseen, foresee  # noqa: E402
+from chopjax.commands.settings import Settings  # noqa: E402
+from chopjax.errors import UserError  # noqa: E402
+from chopjax.models.parameters import count  # noqa: E402
+from chopjax.sharding.rules import RULES  # noqa: E402
+from chopjax.sharding.table import format_table, table  # noqa: E402
+
+REPORT = "aot.json"
+
+
+def main(chosen: Settings, options: argparse.Namespace) -> None:
+    """Prints what a run takes on some topology; the figures also go to `WORKDIR/aot/aot.json`.
+
+    Raises:
+        UserError: models, mesh or topology that do not go together; no compiler for the topology.
+    """
+    slices = topology.parse(options.topology)
+    chosen = _over_slices(chosen, slices)
+    found, device = foresee(chosen), hardware.device(slices)
+    step = found.training()
+    check_batches(found, slices)
+    folder = pathlib.Path(chosen.workdir or "runs") / "aot"
+    _introduce(found, step, slices)
+    if options.table:
+        print(format_table(table(found.student, step.mesh.shape(slices.devices), step.mesh.fallbacks)))
+    report: dict[str, Any] = {"topology": str(slices), "chips": slices.chips}
+    if options.step in ("train", "all"):
+        if options.sweep or options.fit:
+            report["sweep"] = _sweep(found, step, slices, device, folder, options.fit)
+        else:
+            report["train"] = _training(found, step, slices, device, folder)
+    others: dict[str, Callable[[], Step]] = {"score": found.scoring, "evaluate": found.evaluation}
+    for name in (name for name in others if options.step in (name, "all")):
+        print(f"\n{name}:", flush=True)
+        costs = cache.costs(others[name](), slices, folder)
+        _say([describe.fits(costs, device), *describe.memory(costs), *describe.traffic(costs)])
+        report[name] = costs.to_json()
+    files.write_json(folder / REPORT, report)
+
+
+def check_batches(found: Foreseen, slices: Slices) -> None:
+    """Refuses batches that the mesh does not divide.
+
+    Raises:
+        UserError: names the field.
+    """
+    chosen, shape = found.settings, found.settings.mesh.shape(slices.devices)
+    parts = 1
+    for axis in RULES["batch"]:
+        parts *= shape[axis]
+    fields = {"train.batch": chosen.train.batch // chosen.train.accumulate}
+    fields |= {"score.batch": chosen.score.batch, "evaluate.batch": chosen.evaluate.batch}
+    for field, rows in fields.items():
+        if rows % parts:
+            divided = f" / train.accumulate = {rows}" if field == "train.batch" and chosen.train.accumulate > 1 else ""
+            raise UserError(
+                f"{field}{divided}: {parts} devices of {slices} hold rows, which do not divide {rows}; "
+                f"make it a multiple of {parts}"
+            )
+
+
+def _over_slices(chosen: Settings, slices: Slices) -> Settings:
+    """Settings whose copies go over the slices, unless they say otherwise."""
+    mesh = chosen.mesh
+    if slices.slices == 1 or mesh.dcn_data * mesh.dcn_fsdp > 1:
+        return chosen
+    data = mesh.data if mesh.data % slices.slices == 0 else slices.slices
+    print(f"mesh: {slices.slices} slices, so mesh.data = {data} copies go over them (mesh.dcn_data)")
+    return dataclasses.replace(chosen, mesh=dataclasses.replace(mesh, data=data, dcn_data=slices.slices))
+
+
+def _introduce(found: Foreseen, step: TrainingStep, slices: Slices) -> None:
+    shape = {name: size for name, size in step.mesh.shape(slices.devices).items() if size > 1}
+    rows = f"{step.rows:,} rows of {step.length:,} tokens"
+    if step.step.accumulate > 1:
+        rows += f" in {step.step.accumulate} micro-batches"
+    models = f"student {count(found.student):,} parameters"
+    if step.teacher is not None:
+        models += f", teacher {count(step.teacher):,}"
+    if found.settings.rounds:
+        models += " (the first round)"
+    _say(
+        [
+            f"{slices}, {slices.chips:,} chips; {models}",
+            f"a step: {rows}; {step.step.compute_dtype}, remat {step.step.remat}; "
+            f"mesh {', '.join(f'{name}={size}' for name, size in shape.items()) or 'of one device'}",
+        ]
+    )
+
+
+def _training(
+    found: Foreseen, step: TrainingStep, slices: Slices, device: Device, folder: pathlib.Path
+) -> dict[str, Any]:
+    """Compiles the step as it is configured."""
+    estimate = Estimate(step, slices.devices, slices.slices).memory()
+    _say([f"estimated: {estimate.peak / 1e9:.2f} GB a device; compiling takes minutes for billions of parameters"])
+    costs = cache.costs(step, slices, folder)
+    expected = outlook(step, slices, costs)
+    _say([describe.fits(costs, device), *describe.memory(costs, estimate), *describe.traffic(costs)])
+    _say([*describe.work(expected, costs), describe.whole_run(expected, step.step.steps)])
+    if costs.peak_bytes is None:
+        _say(_mend(step, slices, device))
+    return _figures(costs, expected)
+
+
+def _sweep(
+    found: Foreseen, step: TrainingStep, slices: Slices, device: Device, folder: pathlib.Path, until_fit: bool
+) -> list[dict[str, Any]]:
+    """Compiles the most promising settings, the fastest first; with `until_fit` no more once one fits."""
+    every = sweep.candidates(step, slices, device)
+    filled = dataclasses.replace(step, mesh=step.mesh.filled(slices.devices))
+    chosen = sweep.worth_compiling(sweep.fitting(every, device), filled)
+    if not chosen:
+        least = min(every, key=lambda one: one.peak, default=None)
+        said = f"; the least is {least.peak / 1e9:.1f} GB with {describe.settings(least.changes)}" if least else ""
+        raise UserError(f"topology {slices}: no setting fits by estimate{said}; take more chips or larger ones")
+    compiled = []
+    for number, one in enumerate(chosen, 1):
+        print(f"compiling {number} of up to {len(chosen)}: {describe.settings(one.changes)}", flush=True)
+        costs = cache.costs(one.step, slices, folder)
+        compiled.append((one, costs, outlook(one.step, slices, costs)))
+        if until_fit and costs.peak_bytes is not None:
+            break
+    now = sweep.Candidate(filled, 0, 0).changes
+    print(describe.table(every, compiled, now))
+    those = [(expected.step_seconds, one, expected) for one, costs, expected in compiled if costs.peak_bytes]
+    if those:
+        _, best, expected = min(those, key=lambda one: one[0])
+        _say([f"fastest that fits: {describe.settings(best.changes)}", describe.whole_run(expected, step.step.steps)])
+    return [one.changes | _figures(costs, expected) for one, costs, expected in compiled]
+
+
+def _mend(step: TrainingStep, slices: Slices, device: Device) -> list[str]:
+    """What would fit by estimate, nearest to what was asked for."""
+    every = sweep.candidates(step, slices, device)
+    there = [one for one in every if one.peak <= sweep.USABLE * device.memory]
+    if not there:
+        return [f"no setting of this batch fits {slices} by estimate; take more chips or larger ones"]
+    same = [one for one in there if one.step.mesh == step.mesh.filled(slices.devices)]
+    best = (same or there)[0]
+    return [f"would fit by estimate, {best.peak / 1e9:.2f} GB: {describe.settings(best.changes)}; --fit compiles such"]
+
+
+def _figures(costs: Costs, expected: Outlook) -> dict[str, Any]:
+    figures = {"step_seconds": expected.step_seconds, "tokens_per_second": expected.tokens_per_second}
+    return costs.to_json() | figures | {"mfu": expected.mfu, "flops": dataclasses.asdict(expected.flops)}
+
+
+def _say(lines: list[str]) -> None:
+    print("\n".join(lines), flush=True)
