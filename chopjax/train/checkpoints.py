@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from chopjax import paths
 from chopjax.errors import UserError
 
 METRIC = "heldout_loss"
@@ -65,7 +66,7 @@ class Checkpoints:
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._say = say
-        self.folder = pathlib.Path(folder).absolute()
+        self.folder = paths.absolute(paths.make(folder))
         self._identity = json.loads(json.dumps(dict(identity)))
         self._metric = metric
         for half in sorted(self.folder.glob(f"*{_HALF_WRITTEN}*")):
@@ -86,6 +87,8 @@ class Checkpoints:
             raise UserError(
                 f"{self.folder} holds a checkpoint that cannot be read ({_reason(error)}); move it away"
             ) from error
+        # Orbax would ask JAX by itself whether to stop, by numbers that upset those of `train.preemption`.
+        self._orbax._manager.reached_preemption = lambda step: False  # type: ignore[method-assign]
         try:
             self._refuse_another_identity()
         except BaseException:
@@ -224,7 +227,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             aside.mkdir(exist_ok=True)
             taken = len(list(aside.glob(f"{step}*")))
-            (self.folder / str(step)).rename(aside / (f"{step}.{taken}" if taken else str(step)))
+            paths.move(self.folder / str(step), aside / (f"{step}.{taken}" if taken else str(step)))
         self._say(f"{self.folder}/{step} cannot be read ({reason}); moved to {aside}, going on from step {instead}")
         _all(True)  # so that all see it gone
         self._orbax.reload()

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from chopjax import files
+from chopjax import files, paths
 
 FOLDER = "heartbeats"
 EVERY = 10.0  # seconds between two beats
@@ -71,7 +71,7 @@ class Heartbeat:
         say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
         every: float = EVERY,
     ) -> None:
-        self._folder = pathlib.Path(workdir) / FOLDER
+        self._folder = paths.make(workdir) / FOLDER
         self._process, self._processes, self._limit, self._end, self._say = process, processes, limit, end, say
         self._every = min(every, limit / 4) if limit else every
         self._host, self._begun, self._ended = socket.gethostname(), done, done
@@ -103,7 +103,8 @@ class Heartbeat:
         self._thread.join()
         with contextlib.suppress(OSError):  # of a folder in which files of others, or stacks, are there still
             _file(self._folder, self._process).unlink(missing_ok=True)
-            self._folder.rmdir()
+            if not paths.is_remote(self._folder):  # a store has no folders
+                self._folder.rmdir()
 
     def __enter__(self) -> "Heartbeat":
         return self
@@ -132,9 +133,14 @@ class Heartbeat:
             which = "; ".join(lagging.values()) or "all processes wait, so the devices or what connects them hang"
             self._say(f"no step has ended for {waited:.0f} s, since step {self._ended}: {which}")
         stacks = self._folder / f"{self._process}.stacks.txt"
-        with contextlib.suppress(OSError), open(stacks, "w", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            # Stacks are written to a file of the system, which none in a store is.
+            remote = paths.is_remote(stacks)
+            file = sys.stderr if remote else stack.enter_context(open(stacks, "w", encoding="utf-8"))
             faulthandler.dump_traceback(file, all_threads=True)
         if self._end:
+            # One that lags ends last: others would see it go before they have said whom they wait for.
+            self._closed.wait(MISSED * self._every if self._process in lagging else 0)
             os._exit(1)
 
 

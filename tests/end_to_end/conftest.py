@@ -29,6 +29,15 @@ def copied(chopped: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def whole(place: runs.Place, chopped: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The workdir of a run that was never cut off; read only."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    shutil.copytree(chopped, workdir)
+    runs.done(place, "heal", place.arguments(workdir))
+    return workdir
+
+
+@pytest.fixture(scope="session")
 def narrow(place: runs.Place, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A workdir with a student of fewer layers, channels and neurons, not trained yet; copy it."""
     workdir = tmp_path_factory.mktemp("narrow") / "run"

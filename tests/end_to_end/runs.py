@@ -119,19 +119,23 @@ def model(folder: pathlib.Path, seed: int, config: ModelConfig = MODEL, **option
 
 @dataclasses.dataclass(frozen=True)
 class Death:
-    """SIGKILL at the `call`-th call of a method; none if it is called less often.
+    """SIGKILL, or another signal, at the `call`-th call of a method; none if it is called less often.
 
     Attributes:
         method: as `chopjax.module:Class.method`.
         call: counted from 1.
         delay: seconds after the call began, while it goes on.
         after: a path that has to exist first; the call waits for it, as for a save in the background.
+        signal: what the process is sent.
+        slow: seconds that this call and all after it take longer.
     """
 
     method: str
     call: int
     delay: float = 0.0
     after: pathlib.Path | None = None
+    signal: int = signal.SIGKILL
+    slow: float = 0.0
 
     def prepare(self) -> None:
         """Puts the trap in place, in this process."""
@@ -143,19 +147,21 @@ class Death:
         def counted(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
             calls += 1
+            time.sleep(self.slow if calls > self.call else 0.0)
             if calls == self.call:
                 while self.after and not self.after.exists():
                     time.sleep(0.01)
                 if not self.delay:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                threading.Thread(target=self._die, daemon=True).start()
+                    os.kill(os.getpid(), self.signal)
+                else:
+                    threading.Thread(target=self._die, daemon=True).start()
             return whole(*args, **kwargs)
 
         setattr(holder, name, counted)
 
     def _die(self) -> None:
         time.sleep(self.delay)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), self.signal)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +269,9 @@ def _save(file: pathlib.Path, state: Any) -> None:
 def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of a run, without what a clock says."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: line[name] for name in line if name not in ("tokens_per_second", "mfu", "goodput")} for line in lines]
+    return [
+        {name: line[name] for name in line if name not in ("tokens_per_second", "mfu", "goodput")} for line in lines
+    ]
 
 
 def contents(folder: pathlib.Path) -> dict[str, str]:

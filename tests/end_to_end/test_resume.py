@@ -22,15 +22,6 @@ TENSORS = 3 + 3 * 9  # of a model of three layers
 WEIGHTS = "model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def whole(place: runs.Place, chopped: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The workdir of a run that was never cut off; read only."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    shutil.copytree(chopped, workdir)
-    runs.done(place, "heal", place.arguments(workdir))
-    return workdir
-
-
 def check_nothing_is_half_written(workdir: pathlib.Path) -> None:
     """What has its final name is whole; what is not is hidden or has another name."""
     if (workdir / "export").exists():

@@ -1,0 +1,65 @@
+"""SIGTERM to one process anywhere ends it with 0 and loses nothing; training that goes wrong ends with 1."""
+
+import json
+import pathlib
+import signal
+
+from end_to_end import runs
+from end_to_end.runs import Death
+
+STEP, TENSOR = "chopjax.commands.watch:Watch.after", "chopjax.hf.safetensors:Writer.write"
+
+
+def told(place: runs.Place, workdir: pathlib.Path, method: str, call: int, *overrides: str) -> str:
+    """What a run said last that got SIGTERM, with what it left."""
+    death = Death(method, call, signal=signal.SIGTERM)
+    ended = runs.run(place, "heal", place.arguments(workdir, *overrides), death=death)
+    assert ended.status == 0, ended.stderr
+    assert "Traceback" not in ended.stderr and not (workdir / "heartbeats").exists()
+    return ended.stdout.splitlines()[-1]
+
+
+def test_told_while_it_trains_and_while_it_exports(
+    place: runs.Place, copied: pathlib.Path, whole: pathlib.Path
+) -> None:
+    said = told(place, copied, STEP, 2)
+    assert said == "train: told to end (SIGTERM); step 2 of 8 is saved, the same command goes on"
+    assert [line["step"] for line in runs.metrics(copied)] == [1, 2]
+    assert [folder.name for folder in (copied / "checkpoints").iterdir()] == ["2"]
+    assert told(place, copied, TENSOR, 5) == "export: told to end (SIGTERM); the same command starts it again"
+    assert not (copied / "export").exists()
+    runs.done(place, "heal", place.arguments(copied))
+    assert runs.metrics(copied) == runs.metrics(whole)
+    assert runs.contents(copied / "export") == runs.contents(whole / "export")
+
+
+def test_told_while_it_evaluates(place: runs.Place, copied: pathlib.Path) -> None:
+    said = told(place, copied, "chopjax.commands.run:Run.boundary", 2, "train.evaluate_every=4")
+    assert said == "train: told to end (SIGTERM); step 4 of 8 is saved, the same command goes on"
+    lines = runs.metrics(copied)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and "heldout_loss" not in lines[-1]
+
+
+def test_goodput_counts_across_starts(whole: pathlib.Path) -> None:
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["goodput"] == 0  # the first step compiles
+    assert 0 < lines[-1]["goodput"] < 1
+    record = json.loads((whole / "goodput.json").read_text())
+    assert list(record["saved"]) == ["3", "6", "8"]
+    seconds = [saved["seconds"] for saved in record["saved"].values()]
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
+
+
+def test_training_that_goes_wrong_stops(place: runs.Place, copied: pathlib.Path) -> None:
+    # The weights of the first step are so large that no later step has finite gradients.
+    wrong = ("train.learning_rate=1e30", "train.warmup_steps=0", "train.skip_limit=3", "train.save_every=1")
+    ended = runs.run(place, "heal", place.arguments(copied, *wrong))
+    assert ended.status == 1
+    assert ended.stderr.splitlines()[-1].startswith(
+        "error: step 4: gradients were not finite in 3 steps in a row, from step 2 on; look at"
+    )
+    assert [(line["step"], line["skipped"]) for line in runs.metrics(copied)] == [(1, 0), (2, 1), (3, 2)]
+    assert [folder.name for folder in (copied / "checkpoints").iterdir()] == ["1"]
+    ended = runs.run(place, "heal", place.arguments(copied, *wrong[:2], "train.skip_limit=0"))
+    assert ended.status in (0, 2)  # what it exports are no numbers, which the export refuses
+    assert [line["skipped"] for line in runs.metrics(copied)] == [0, 1, 2, 3, 4, 5, 6, 7]
