@@ -4,10 +4,10 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from chopjax import paths
 from chopjax.errors import UserError
 
 # A file up to this size is read whole for its fingerprint; a bigger one is known by its size, head and tail. The head
@@ -17,13 +17,20 @@ EDGE_BYTES = 1 << 20
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a UTF-8 file atomically: beside, fsync, rename. Parent folders are made."""
+    """Writes a UTF-8 file, as `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file atomically: beside, fsync, rename. Parent folders are made."""
-    path = pathlib.Path(path)
+    """Writes a file atomically: beside, fsync, rename; in a store by one put. Parent folders are made.
+
+    Raises:
+        OSError: the disk or the store refuses it.
+    """
+    path = paths.make(path)
+    if paths.is_remote(path):
+        _put(path, content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -36,6 +43,15 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         beside.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def _put(path: pathlib.Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError:
+        raise
+    except Exception as error:  # the clients of stores have kinds of their own
+        raise OSError(f"{path}: {' '.join(str(error).split())[:200]}") from error
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -75,10 +91,7 @@ def sync(path: str | os.PathLike[str]) -> None:
 
 def remove(path: pathlib.Path) -> None:
     """Removes a file, a link or a whole folder; nothing happens where there is none."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    paths.remove(path)
 
 
 def digest(value: Mapping[str, Any]) -> str:
@@ -93,18 +106,22 @@ def fingerprint(path: str | os.PathLike[str], nested: bool = True) -> str:
     Times do not enter, so a copy has the same fingerprint. Of files above 64 MiB only the size and the first and last
     MiB are read. A path that does not exist has the fingerprint `"absent"`.
     """
-    path = pathlib.Path(path)
+    path = paths.make(path)
     if not path.exists():
         return "absent"
     if path.is_file():
-        return _file_digest(path)
-    files = sorted(file for file in (path.rglob("*") if nested else path.iterdir()) if file.is_file())
-    return digest({file.relative_to(path).as_posix(): _file_digest(file) for file in files})
+        return _file_digest(path, paths.size(path))
+    return digest({name: _file_digest(path / name, size) for name, size in paths.inside(path, nested).items()})
 
 
-def _file_digest(path: pathlib.Path) -> str:
-    size = path.stat().st_size
+def _file_digest(path: pathlib.Path, size: int) -> str:
     hasher = hashlib.sha256(str(size).encode())
+    if paths.is_remote(path):
+        ranges = paths.Ranges(path)
+        edges = [(0, size)] if size <= WHOLE_BYTES else [(0, EDGE_BYTES), (size - EDGE_BYTES, EDGE_BYTES)]
+        for start, length in edges:
+            hasher.update(ranges.read(start, length))
+        return hasher.hexdigest()[:16]
     with open(path, "rb") as file:
         if size <= WHOLE_BYTES:
             while block := file.read(EDGE_BYTES):

@@ -1,17 +1,22 @@
-"""Folders that appear whole or not at all: written beside, synced, renamed."""
+"""Folders that appear whole or not at all: written beside, synced, renamed.
+
+A store has no renames. There a folder is written on this machine and its files are put one by one; it counts as whole
+by the files that are put last, which are removed first where a folder is replaced.
+"""
 
 import contextlib
 import fcntl
 import os
 import pathlib
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 
-from chopjax import files
+from chopjax import files, paths
 from chopjax.errors import UserError
 
 
 @contextlib.contextmanager
-def written_whole(folder: pathlib.Path, replace: bool = True) -> Iterator[pathlib.Path]:
+def written_whole(folder: pathlib.Path, replace: bool = True, last: Sequence[str] = ()) -> Iterator[pathlib.Path]:
     """Yields an empty sibling folder to write into; when the block ends well it takes the place of `folder`.
 
     Everything is fsynced before the rename. If the block raises, the sibling is removed and `folder` stays as it was;
@@ -20,10 +25,17 @@ def written_whole(folder: pathlib.Path, replace: bool = True) -> Iterator[pathli
     Args:
         folder: what is to appear.
         replace: whether what lies there, unless it is an empty folder, may be replaced.
+        last: names of the files without which a reader does not take the folder for whole; in a store they come last.
 
     Raises:
-        UserError: another live process is writing the same folder; or it exists and is not to be replaced.
+        UserError: another live process is writing the same folder (which a store cannot tell); or it exists and is not
+            to be replaced.
     """
+    folder = paths.make(folder)
+    if paths.is_remote(folder):
+        with _put_whole(folder, replace, last) as staged:
+            yield staged
+        return
     folder = pathlib.Path(os.path.abspath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     sibling, old = folder.with_name(f".{folder.name}.writing"), folder.with_name(f".{folder.name}.old")
@@ -72,3 +84,71 @@ def _put(sibling: pathlib.Path, folder: pathlib.Path, old: pathlib.Path) -> None
     sibling.rename(folder)
     files.sync(folder.parent)
     files.remove(old)
+
+
+@contextlib.contextmanager
+def _put_whole(folder: pathlib.Path, replace: bool, last: Sequence[str]) -> Iterator[pathlib.Path]:
+    """`written_whole` for a store."""
+    if not replace and paths.inside(folder):
+        raise UserError(f"{folder}: exists already; name another folder, or remove it")
+    with tempfile.TemporaryDirectory(prefix="chopjax-") as name:
+        staged = pathlib.Path(name)
+        _BOUND[staged] = bound = _Bound(folder, last)
+        try:
+            yield staged
+            bound.finish(staged)
+        except BaseException:
+            bound.withdraw()
+            raise
+        finally:
+            del _BOUND[staged]
+
+
+class _Bound:
+    """A folder of this machine on its way into a store."""
+
+    def __init__(self, folder: pathlib.Path, last: Sequence[str]) -> None:
+        self._folder, self._last, self._sent = folder, last, set[str]()
+
+    def send(self, file: pathlib.Path, name: str) -> None:
+        """Puts one file; before the first, what made an earlier folder whole goes."""
+        if not self._sent:
+            self._remove({old for old in paths.inside(self._folder) if self._is_last(old)})
+        self._sent.add(name)
+        paths.upload(file, self._folder / name)
+
+    def finish(self, staged: pathlib.Path) -> None:
+        """Puts what was not sent yet, removes what an earlier folder had besides, and then puts what comes last."""
+        made = paths.inside(staged)
+        for name in made:
+            if not self._is_last(name):
+                self.send(staged / name, name)
+        self._remove(paths.inside(self._folder).keys() - self._sent)
+        for name in made:
+            if self._is_last(name):
+                self.send(staged / name, name)
+
+    def withdraw(self) -> None:
+        """Takes away what was put; where nothing was, the earlier folder stays as it is."""
+        self._remove(self._sent)
+
+    def _is_last(self, name: str) -> bool:
+        return name.rpartition("/")[2] in self._last
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            paths.remove(self._folder / name)
+
+
+_BOUND: dict[pathlib.Path, _Bound] = {}
+
+
+def sent(file: pathlib.Path) -> None:
+    """Says that a file in the folder that `written_whole` gave is complete.
+
+    Where that folder is bound for a store the file goes there at once, and its place on this machine is free again;
+    elsewhere nothing happens.
+    """
+    if file.parent in _BOUND:
+        _BOUND[file.parent].send(file, file.name)
+        file.unlink()

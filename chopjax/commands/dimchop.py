@@ -4,8 +4,9 @@ import functools
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from chopjax import files
 from chopjax.chop.dimchop import DimChop
 from chopjax.commands import heal
 from chopjax.commands.run import DIMCHOP, Run, begin
@@ -49,4 +50,4 @@ def _work(run: Run) -> None:
     scores_of = functools.partial(DimChop.scores, phase.dimchop)
     scores = jax.jit(scores_of, out_shardings=replicated(run.mesh))(state.opt_state[0].platon)
     if run.writer:
-        save_file({axis: np.asarray(score) for axis, score in scores.items()}, run.workdir / DIMCHOP)
+        files.write_bytes(run.workdir / DIMCHOP, save({axis: np.asarray(score) for axis, score in scores.items()}))

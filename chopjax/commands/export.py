@@ -1,9 +1,9 @@
 """The healed model as a stock Hugging Face folder."""
 
 import functools
-import os
 from typing import Any
 
+from chopjax import paths
 from chopjax.commands import described, heal, vocabulary
 from chopjax.commands import plan as planning
 from chopjax.commands.run import Run, begin
@@ -32,7 +32,7 @@ def make(run: Run) -> None:
 
 def stage(run: Run) -> Stage:
     """The stage, whose output need not lie in the workdir."""
-    return Stage("export", (os.path.relpath(run.export_folder, run.workdir),))
+    return Stage("export", (paths.relative(run.export_folder, run.workdir),))
 
 
 def _work(run: Run) -> None:

@@ -5,11 +5,10 @@ Minitron's guideline for large cuts (prune about 30 %, distil, score again, prun
 """
 
 import json
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from chopjax import files
+from chopjax import files, paths
 from chopjax.commands.run import EXPORT, Run
 from chopjax.commands.settings import Settings
 from chopjax.errors import UserError
@@ -30,7 +29,7 @@ def main(chosen: Settings, flow: Callable[[Settings], None]) -> None:
     for number, one in enumerate(each(chosen, whole.source.dtype), 1):
         whole.say(f"round {number} of {len(chosen.rounds)}: {one.workdir}")
         flow(one)
-        summary = pathlib.Path(one.workdir) / SUMMARY
+        summary = paths.make(one.workdir) / SUMMARY
         figures = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
         done.append({"round": number, "workdir": one.workdir, "changes": dict(chosen.rounds[number - 1])} | figures)
         if whole.writer:
@@ -50,7 +49,7 @@ def each(chosen: Settings, dtype: str) -> list[Settings]:
     Raises:
         UserError: activations are compared with the teacher's by the plan of a later round.
     """
-    workdir, source = pathlib.Path(chosen.workdir), chosen.source
+    workdir, source = paths.make(chosen.workdir), chosen.source
     rounds = []
     for number, changes in enumerate(chosen.rounds, 1):
         folder = workdir / f"round-{number}"

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from chopjax import files
+from chopjax import files, paths
 from chopjax.axes import flatten, unflatten
 from chopjax.chop.apply import chop_config, gather
 from chopjax.chop.plan import Plan
@@ -47,11 +47,12 @@ class Run:
 
     def __init__(self, chosen: Settings) -> None:
         self.settings = chosen
+        _refuse_schemes(chosen)
         join_processes(chosen.mesh)
         if chosen.train.compute_dtype == "float32" and jax.default_backend() != "cpu":
             # Accelerators would make such products of TF32 or bfloat16 parts, which nobody asked for.
             jax.config.update("jax_default_matmul_precision", "highest")
-        self.workdir = pathlib.Path(chosen.workdir)
+        self.workdir = paths.make(chosen.workdir)
         self.writer = jax.process_index() == 0
         self.stages = Stages(self.workdir, writer=self.writer, barrier=self.barrier)
 
@@ -62,8 +63,10 @@ class Run:
             UserError: it cannot be made, another process works in it, it holds files of something else, or other hosts
                 do not see it.
         """
+        paths.reach(self.workdir, "workdir")
         if self.writer:
-            _hold(self.workdir.absolute())
+            if not paths.is_remote(self.workdir):
+                _hold(self.workdir.absolute())
             _refuse_foreign(self.workdir)
             settings.write(self.settings)
         self.barrier()
@@ -178,7 +181,8 @@ class Run:
     @property
     def export_folder(self) -> pathlib.Path:
         """Where the healed model goes."""
-        return pathlib.Path(self.settings.export.folder or self.workdir / EXPORT)
+        chosen = self.settings.export.folder
+        return paths.make(chosen) if chosen else self.workdir / EXPORT
 
     @functools.cached_property
     def data(self) -> Manifest:
@@ -285,14 +289,14 @@ class Run:
     @functools.cached_property
     def source_print(self) -> str:
         """A fingerprint of the source's files."""
-        return files.fingerprint(self.source.folder, nested=False)
+        return files.fingerprint(self.source.place, nested=False)
 
     @functools.cached_property
     def teacher_print(self) -> str:
         """A fingerprint of the teacher's files."""
         if self.teacher is self.source:
             return self.source_print
-        return files.fingerprint(self.teacher.folder, nested=False)
+        return files.fingerprint(self.teacher.place, nested=False)
 
 
 def begin(chosen: Settings, check: Callable[[Run], None] = lambda run: None) -> Run:
@@ -329,6 +333,17 @@ def _hold(workdir: pathlib.Path) -> int:
     except OSError:
         pass
     return folder
+
+
+def _refuse_schemes(chosen: Settings) -> None:
+    """Refuses stores in which what is kept there cannot be kept, before any work."""
+    for field, value in {"workdir": chosen.workdir, "data.rows": chosen.data.rows}.items():
+        if paths.scheme(value) not in ("", "gs"):
+            raise UserError(f"{field}: {value}: Orbax and ArrayRecord know of no store but gs://; use that, or a disk")
+    paths.make(chosen.export.folder)
+    cache = chosen.cache.path or chosen.workdir
+    if chosen.cache.kind != "off" and paths.is_remote(cache):
+        raise UserError("cache.path: a teacher's cache is kept on a disk that all hosts share, no store; name a folder")
 
 
 def _refuse_foreign(workdir: pathlib.Path) -> None:

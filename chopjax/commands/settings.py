@@ -13,7 +13,7 @@ import typing
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from chopjax import checks, files
+from chopjax import checks, files, paths
 from chopjax.chop.config import PlanConfig
 from chopjax.chop.dimchop_config import DimChopConfig
 from chopjax.data.config import DataConfig
@@ -179,7 +179,7 @@ def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
 
 def write(settings: Settings) -> pathlib.Path:
     """Writes the resolved config to `WORKDIR/config.json`, atomically; `from_mapping` reads it back."""
-    path = pathlib.Path(settings.workdir) / "config.json"
+    path = paths.make(settings.workdir) / "config.json"
     files.write_json(path, nested(settings.dotted()))
     return path
 

@@ -9,12 +9,11 @@ made anew, and comes back if bad input is found on the way.
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from chopjax import files
+from chopjax import files, paths
 from chopjax.errors import UserError
 
 
@@ -24,8 +23,8 @@ class Stage:
 
     Attributes:
         name: as in `python -m chopjax.NAME`.
-        outputs: files and folders that it makes, relative to the workdir or absolute; they are replaced when it starts
-            again.
+        outputs: files and folders that it makes, relative to the workdir, absolute or in a store; they are replaced
+            when it starts again.
         resumable: it keeps its outputs when cut off and goes on from them, so changed inputs are refused instead of
             redone. For stages whose work is dear and that keep checkpoints of their own.
     """
@@ -53,7 +52,7 @@ class Stages:
         barrier: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.workdir = pathlib.Path(workdir)
+        self.workdir = paths.make(workdir)
         self._writer = writer
         self._barrier = barrier
         self._say = say if writer else lambda line: None
@@ -102,7 +101,7 @@ class Stages:
             return f"made again, for {changed}"
         if not record["finished"]:
             return "goes on where it was cut off" if stage.resumable else "was cut off and starts again"
-        gone = [output for output in stage.outputs if not (self.workdir / output).exists()]
+        gone = [output for output in stage.outputs if not self._at(output).exists()]
         return f"made again, for {gone[0]} is gone" if gone else ""
 
     def refuse_changes(self, stage: Stage, known: Mapping[str, Any]) -> None:
@@ -133,7 +132,7 @@ class Stages:
     def _attempt(self, stage: Stage, inputs: Mapping[str, Any]) -> Iterator[None]:
         """Keeps the record around the work, and what was made before aside until the work has ended well."""
         before = self._read(stage.name)
-        aside = {} if stage.resumable else {self.workdir / output: self._aside(output) for output in stage.outputs}
+        aside = {} if stage.resumable else {self._at(output): self._aside(output) for output in stage.outputs}
         if self._writer:
             self._write(stage, inputs, finished=False)
             for path, kept in aside.items():
@@ -174,9 +173,11 @@ class Stages:
     def _refuse_foreign(self, stage: Stage, record: dict[str, Any] | None) -> None:
         ours = record["outputs"] if record else []
         for output in () if stage.resumable else stage.outputs:
-            if output not in ours and (self.workdir / output).exists():
-                path = os.path.normpath(self.workdir / output)
-                raise UserError(f"{path} is there, but was not made by {stage.name} of this run; move it away")
+            path = self._at(output)
+            if output not in ours and path.exists():
+                raise UserError(
+                    f"{paths.shown(path)} is there, but was not made by {stage.name} of this run; move it away"
+                )
 
     def _restore(self, stage: Stage, record: dict[str, Any] | None) -> None:
         if record is None:
@@ -184,8 +185,11 @@ class Stages:
         else:
             files.write_json(self._record(stage.name), {"stage": stage.name, **record})
 
+    def _at(self, output: str) -> pathlib.Path:
+        return paths.join(self.workdir, output)
+
     def _aside(self, output: str) -> pathlib.Path:
-        path = self.workdir / output
+        path = self._at(output)
         return path.with_name(f".{path.name}.before")
 
     def _write(self, stage: Stage, inputs: Mapping[str, Any], finished: bool) -> None:
@@ -214,7 +218,7 @@ def _move(path: pathlib.Path, to: pathlib.Path) -> None:
     """`path` in place of `to`, where nothing is left if there is no `path`."""
     files.remove(to)
     if path.exists():
-        path.rename(to)
+        paths.move(path, to)
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -5,6 +5,8 @@ Each stage is skipped where the workdir holds what it would make, so a run that 
 
 import time
 
+import jax
+
 from chopjax.commands import (
     cache_teacher,
     chop,
@@ -30,6 +32,8 @@ def main(chosen: Settings) -> None:
         rounds.main(chosen, flow)
     else:
         flow(chosen)
+    if jax.process_index() == 0:
+        print("train: finished", flush=True)  # tools/tpu_pod.sh waits for it
 
 
 def flow(chosen: Settings) -> None:
@@ -42,7 +46,7 @@ def flow(chosen: Settings) -> None:
     plan.make(run)
     chop.make(run)
     correct.make(run)
-    if heal.teacher_place(run) == "cached":
+    if heal.teacher_place(run.settings) == "cached":
         cache_teacher.make(run)
     heal.make(run)
     export.make(run)

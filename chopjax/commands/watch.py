@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import jax
 
+from chopjax import paths
 from chopjax.commands import cache_teacher
 from chopjax.commands.phase import Phase
 from chopjax.commands.run import Run
@@ -108,6 +109,7 @@ class Watch:
             self._progress.update(step, line)
         if self._to_be_saved(save, told or step == last):
             self._goodput.save(step, self._steps.skipped)
+            self._metrics.settle()
             self._checkpoints.save(step, state, self._batches.get_state(), heldout_figures)
             self._heartbeat.alive()
         if told:
@@ -216,7 +218,9 @@ def heldout(
 
 def _trackers(run: Run, phase: Phase, done: int) -> list[Tracker]:
     chosen = run.settings.train
-    trackers: list[Tracker] = [TensorBoard(run.workdir / phase.metrics, done)] if chosen.tensorboard else []
+    # Event files grow, which files in a store cannot; metrics.jsonl has the same figures.
+    board = chosen.tensorboard and not paths.is_remote(run.workdir)
+    trackers: list[Tracker] = [TensorBoard(run.workdir / phase.metrics, done)] if board else []
     if chosen.wandb:
         # Under the workdir's name: a teacher's folder has the same name in every run.
         trackers.append(WeightsAndBiases(chosen.wandb, run.workdir, run.settings.dotted(), phase.metrics))

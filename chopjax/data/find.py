@@ -2,9 +2,10 @@
 
 import glob
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
-from chopjax import files
+from chopjax import files, paths
 from chopjax.data.config import TextSource
 from chopjax.errors import UserError
 
@@ -36,7 +37,7 @@ def find_files(source: TextSource) -> tuple[str, list[tuple[str, pathlib.Path]]]
     named = _named_files(source.path)
     if source.format and source.format != "text":
         chosen = [pair for pair in named if suffix_format(pair[1]) == source.format]
-        named = chosen or ([] if pathlib.Path(source.path).is_dir() else named)
+        named = chosen or ([] if paths.make(source.path).is_dir() else named)
     if not named:
         raise UserError(f"data.sources: no {source.format or 'text'} files at {source.path}; check path and format")
     formats = sorted({suffix_format(path) for _, path in named})
@@ -51,15 +52,17 @@ def find_files(source: TextSource) -> tuple[str, list[tuple[str, pathlib.Path]]]
 
 
 def _named_files(path: str) -> list[tuple[str, pathlib.Path]]:
-    root = pathlib.Path(path)
+    root = paths.make(path)
     if root.is_file():
         return [(root.name, root)]
     if root.is_dir():
+        names = (pathlib.PurePosixPath(name) for name in paths.inside(root))
         found = [
-            (file.relative_to(root).as_posix(), file)
-            for file in root.rglob("*")
-            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(root).parts)
+            (name.as_posix(), root / name) for name in names if not any(part.startswith(".") for part in name.parts)
         ]
+    elif paths.is_remote(root):
+        folder = paths.make("/".join(_fixed(path.split("/"))))
+        found = [(file.relative_to(folder).as_posix(), file) for file in paths.matching(path)]
     else:
         # Names are told apart by what follows the part of the pattern that is fixed, so that moving all files
         # together changes no digest.
@@ -73,7 +76,10 @@ def _named_files(path: str) -> list[tuple[str, pathlib.Path]]:
 
 
 def _fixed_parts(pattern: str) -> tuple[str, ...]:
-    parts = pathlib.PurePath(pattern).parts
+    return tuple(_fixed(pathlib.PurePath(pattern).parts))
+
+
+def _fixed(parts: Sequence[str]) -> Sequence[str]:
     magic = next((index for index, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     return parts[:magic]
 

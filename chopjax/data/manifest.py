@@ -5,7 +5,7 @@ import json
 import pathlib
 from collections.abc import Mapping
 
-from chopjax import files
+from chopjax import files, paths
 from chopjax.data.rows import Rows
 from chopjax.errors import UserError
 
@@ -107,7 +107,7 @@ def open_prepared(folder: str | pathlib.Path) -> Manifest:
     Raises:
         UserError: there is no manifest, or not one of this format.
     """
-    folder = pathlib.Path(folder)
+    folder = paths.make(folder)
     try:
         raw = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from chopjax import files
+from chopjax import files, paths
+from chopjax.data import rows
 from chopjax.data.chat import Chat, conversations
 from chopjax.data.checks import check_length, check_tokenizers, check_vocab
 from chopjax.data.config import DataConfig, TextSource
@@ -66,7 +67,7 @@ def prepare(
     if positions is not None:
         check_length(config.length, positions)
     tokenizer = load_tokenizer(tokenizer_folder)
-    job = _Job(config, tokenizer, tokenizer_folder, pathlib.Path(out_folder), vocab, say)
+    job = _Job(config, tokenizer, tokenizer_folder, paths.make(out_folder), vocab, say)
     parts: list[Part] = []
     infos: list[RowsInfo] = []
     for source in config.sources:
@@ -213,7 +214,7 @@ def _prepare_source(job: _Job, source: TextSource, digest: str) -> dict[str, Row
                 _check_tokens(job, info.max_token, f"{folder / split}")
             return found
         job.say(f"{source.label}: {reason}; its rows are written again")
-    with written_whole(folder) as place:
+    with written_whole(folder, last=(rows.FILE,)) as place:
         return _write_source(job, source, recipe, place)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from array_record.python import array_record_module
 from jaxtyping import Bool, Int32
 
-from chopjax import files
+from chopjax import files, paths
 from chopjax.data.packing import positions_of
 from chopjax.errors import UserError
 
@@ -160,7 +160,7 @@ def read_info(folder: str | pathlib.Path) -> RowsInfo:
     Raises:
         UserError: the folder is not there, not of rows, or a shard is missing or cut off.
     """
-    folder = pathlib.Path(folder)
+    folder = paths.make(folder)
     try:
         raw = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -173,9 +173,9 @@ def read_info(folder: str | pathlib.Path) -> RowsInfo:
         info = RowsInfo(**{**raw, "shards": tuple(Shard(**shard) for shard in raw["shards"])})
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / FILE}: a field is missing or unknown ({error}); prepare the rows again") from error
+    sizes = paths.inside(folder, nested=False)
     for shard in info.shards:
-        path = folder / shard.file
-        size = path.stat().st_size if path.is_file() else None
+        path, size = folder / shard.file, sizes.get(shard.file)
         if size != shard.bytes:
             found = "is missing" if size is None else f"has {size} bytes instead of {shard.bytes}"
             raise UserError(f"{path} {found}; delete {folder} and prepare the rows again")
@@ -191,14 +191,14 @@ class Rows:
     """
 
     def __init__(self, folder: str | pathlib.Path) -> None:
-        self.folder = pathlib.Path(folder)
+        self.folder = paths.make(folder)
         self.info = read_info(folder)
         self._source = self._open() if self.info.rows else None
 
     def _open(self) -> grain.sources.ArrayRecordDataSource:
-        paths = [str(self.folder / shard.file) for shard in self.info.shards]
+        shards = [paths.for_array_record(self.folder / shard.file) for shard in self.info.shards]
         try:
-            source = grain.sources.ArrayRecordDataSource(paths)
+            source = grain.sources.ArrayRecordDataSource(shards)
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{self.folder}: damaged rows ({error}); delete the folder and prepare it again") from error
         if len(source) != self.info.rows:

@@ -12,6 +12,7 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 from array_record.python import array_record_module
 
+from chopjax import paths
 from chopjax.data.config import TextSource
 from chopjax.data.find import find_files
 from chopjax.errors import UserError
@@ -53,7 +54,9 @@ def records(source: TextSource) -> Iterator[Record]:
 
 
 def _open(path: pathlib.Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+    if path.suffix != ".gz":
+        return path.open("rb")  # type: ignore[return-value]
+    return gzip.open(path.open("rb") if paths.is_remote(path) else path, "rb")  # type: ignore[return-value]
 
 
 def _text_file(path: pathlib.Path, source: TextSource) -> Iterator[Record]:
@@ -115,7 +118,7 @@ def checked_text(value: Any, field: str, where: str) -> str:
 
 def _parquet(path: pathlib.Path, source: TextSource) -> Iterator[Record]:
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path.open("rb") if paths.is_remote(path) else path) as file:
             names = file.schema_arrow.names
             if source.field not in names:
                 there = ", ".join(names)
@@ -132,7 +135,7 @@ def _parquet(path: pathlib.Path, source: TextSource) -> Iterator[Record]:
 def _array_record(path: pathlib.Path, source: TextSource) -> Iterator[Record]:
     """Records are JSON objects if they are to hold messages or the first has the field, else plain text."""
     try:
-        reader = array_record_module.ArrayRecordReader(str(path))
+        reader = array_record_module.ArrayRecordReader(paths.for_array_record(path))
         try:
             count = reader.num_records()
             as_json: bool | None = True if source.messages else None

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from chopjax import paths
 from chopjax.errors import UserError
 from chopjax.hf import safetensors
 from chopjax.hf.families import Family, Tensor, family_of
@@ -22,6 +23,9 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 # The tokenizer in any form, the chat template, generation defaults, licence and notes; what a model is besides weights.
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 _WEIGHTS = ["model.safetensors", "model-*.safetensors"]
+# Of a folder in a store, what is copied to this machine: all but weights, which are read where they lie.
+_SMALL_BYTES = 128 << 20
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Checkpoint:
 
     Attributes:
         source: what the user named: a path, or a hub id with its revision.
-        folder: where it lies.
+        folder: where its small files lie (config, tokenizer); of a folder in a store, copies of them.
         raw_config: config.json as it is.
         family: its table.
         config: what the decoder needs to know.
@@ -54,6 +58,11 @@ class Checkpoint:
             found.setdefault(tensor.path, []).append(tensor)
         return found
 
+    @property
+    def place(self) -> Path:
+        """Where its weights lie, on a disk or in a store."""
+        return next(iter(self.tensors.values())).file.parent
+
     def leaf_dtype(self, path: str) -> np.dtype:
         """The dtype of a whole leaf: as stored, or float32 (which holds all three exactly) if its layers differ."""
         stored = {self.tensors[tensor.name].dtype for tensor in self.leaves[path]}
@@ -63,7 +72,7 @@ class Checkpoint:
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
-    """Opens a local folder or a hub id (`owner/name` or `owner/name@revision`), downloading what is not there yet.
+    """Opens a folder, on a disk or in a store, or a hub id (`owner/name`, `owner/name@revision`), which is downloaded.
 
     Reads config.json and the headers of all shards, and compares every name and shape with what the config calls for.
     Weights are read only where a tied model also stores an output head, to see that it equals the embedding.
@@ -73,9 +82,10 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
             tensors, wrong shapes, a dtype that is not read.
     """
     folder, raw, family, config = open_config(source)
-    if not Path(source).is_dir():
-        folder = _download(str(source), _SMALL_FILES + _WEIGHTS)
-    tensors = _parameters(folder, family, config, safetensors.read_folder(folder))
+    weights = paths.make(source)
+    if not paths.is_remote(weights) and not weights.is_dir():
+        weights = folder = _download(str(source), _SMALL_FILES + _WEIGHTS)
+    tensors = _parameters(weights, family, config, safetensors.read_folder(weights))
     weight: Counter[np.dtype] = Counter()
     for entry in tensors.values():
         weight[entry.dtype or np.dtype(np.void)] += entry.nbytes
@@ -84,16 +94,18 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 
 
 def open_config(source: str | Path) -> tuple[Path, dict[str, Any], Family, ModelConfig]:
-    """What a local folder or a hub id says of itself without its weights, which need not be there.
+    """What a folder or a hub id says of itself without its weights, which need not be there.
 
     Returns:
-        the folder, its config.json, the family, and what the decoder needs to know.
+        the folder on this machine, its config.json, the family, and what the decoder needs to know.
 
     Raises:
         UserError: no such folder or hub id, or an unsupported architecture.
     """
-    folder = Path(source)
-    if not folder.is_dir():
+    folder = paths.make(source)
+    if paths.is_remote(folder):
+        folder = _small_files_here(folder)
+    elif not folder.is_dir():
         folder = _download(str(source), _SMALL_FILES)
     raw = read_config(folder)
     family = family_of(raw)
@@ -150,16 +162,23 @@ def _check_tied(head: Entry, table: Entry) -> None:
     if (head.shape, head.code) != (table.shape, table.code):
         same = False
     else:
-        with open(head.file, "rb") as one, open(table.file, "rb") as two:
-            blocks = zip(
-                safetensors.read_rows(one.fileno(), head), safetensors.read_rows(two.fileno(), table), strict=True
-            )
+        with safetensors.opened(head.file) as one, safetensors.opened(table.file) as two:
+            blocks = zip(safetensors.read_rows(one, head), safetensors.read_rows(two, table), strict=True)
             same = all(np.array_equal(a.view(np.uint8), b.view(np.uint8)) for (_, a), (_, b) in blocks)
     if not same:
         raise UserError(
             f"{head.file}: {head.name} differs from {table.name}, but config.json says tie_word_embeddings true; "
             f"set it to false to keep both, or remove {head.name} to keep the embedding only"
         )
+
+
+def _small_files_here(place: Path) -> Path:
+    paths.reach(place, "source")
+    found = paths.inside(place, nested=False)
+    if CONFIG not in found:
+        raise UserError(f"{place / CONFIG}: missing; name a folder in Hugging Face format or a hub id")
+    small = [name for name in found if found[name] <= _SMALL_BYTES and not name.endswith(_WEIGHT_SUFFIXES)]
+    return paths.folder_here(place, small)
 
 
 def _download(source: str, patterns: list[str]) -> Path:

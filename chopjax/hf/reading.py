@@ -129,13 +129,13 @@ def _fill(checkpoint: Checkpoint, tensor: Tensor, index: Index, out: np.ndarray,
     row_sizes = [tensor.axis_sizes[axis] for axis in row_axes]
     target = tensor.file_view(out)
     columns, column_shape, column_part = _columns(tensor, column_axes, bounds)
-    with open(entry.file, "rb", buffering=0) as stream:
+    with safetensors.opened(entry.file) as source:
         # Wanted rows are contiguous along the innermost row axis: one run for each index of those around it.
         for where in np.ndindex(target.shape[: len(row_axes) - 1]):
             corner = [bounds[axis].start + place for axis, place in zip(row_axes, (*where, 0), strict=True)]
             start = int(np.ravel_multi_index(corner, row_sizes))
             rows = slice(start, start + target.shape[len(row_axes) - 1])
-            for first, block in safetensors.read_rows(stream.fileno(), entry, rows, columns):
+            for first, block in safetensors.read_rows(source, entry, rows, columns):
                 if check_finite and not safetensors.all_finite(block):
                     raise UserError(
                         f"{entry.file}: tensor {tensor.name} holds NaN or infinity; use an intact checkpoint"

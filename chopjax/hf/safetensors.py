@@ -3,6 +3,7 @@
 Layout: 8 bytes little-endian header length, a JSON header (`name → dtype, shape, data_offsets`), then the data.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -15,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from chopjax import paths
 from chopjax.errors import UserError
 
 INDEX = "model.safetensors.index.json"
@@ -53,6 +55,20 @@ class Entry:
     nbytes: int
 
 
+Source = int | paths.Ranges
+"""What tensors are read from: the descriptor of an open file, or an object in a store."""
+
+
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[Source]:
+    """A file for `read_rows`."""
+    if paths.is_remote(file):
+        yield paths.Ranges(file)
+    else:
+        with open(file, "rb", buffering=0) as stream:
+            yield stream.fileno()
+
+
 def dtype_name(dtype: np.dtype) -> str:
     """`"bfloat16"` and the like, as config.json has it."""
     return next(name for name, known in DTYPES.items() if known == dtype)
@@ -72,12 +88,12 @@ def read_header(file: Path) -> dict[str, Entry]:
         UserError: the file is missing, truncated, or not safetensors.
     """
     try:
-        size = file.stat().st_size
-        with open(file, "rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
+        size = paths.size(file)
+        with opened(file) as source:
+            length = int.from_bytes(_read(source, 0, 8), "little")
             if size < 8 or not 0 < length <= _MAX_HEADER:
                 raise UserError(f"{file}: not a safetensors file; download it again")
-            header = stream.read(length)
+            header = _read(source, 8, length)
         if len(header) < length:
             raise UserError(f"{file}: truncated inside its header; download it again")
         parsed = json.loads(header)
@@ -132,12 +148,12 @@ def read_folder(folder: Path) -> dict[str, Entry]:
 
 
 def read_rows(
-    stream_fd: int, entry: Entry, rows: slice | None = None, columns: slice | None = None
+    source: Source, entry: Entry, rows: slice | None = None, columns: slice | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Some rows and columns of a tensor, as blocks of at most 4 MB and at least one row.
+    """Some rows and columns of a tensor, as blocks of at most 4 MB (of a store 64) and at least one row.
 
     The tensor counts as a matrix of its first dimension by all others. Where the wanted part of a row is at least a
-    page and at most half of it, only that part is read.
+    page and at most half of it, only that part is read; of a store always whole rows, for each read is a request.
 
     Yields:
         The number of the block's first row, counted from the first wanted one, and the block `[rows, columns]`.
@@ -149,17 +165,18 @@ def read_rows(
     left, right, _ = (columns or slice(None)).indices(width)
     row_bytes = width * dtype.itemsize
     part_bytes = (right - left) * dtype.itemsize
-    narrow = _PAGE <= part_bytes <= row_bytes // 2
-    step = max(1, _BLOCK // max(1, part_bytes if narrow else row_bytes))
+    local = isinstance(source, int)
+    narrow = local and _PAGE <= part_bytes <= row_bytes // 2
+    step = max(1, (_BLOCK if local else paths.Ranges.best) // max(1, part_bytes if narrow else row_bytes))
     for start in range(first, last, step):
         count = min(step, last - start)
         if narrow:
             block = np.empty((count, right - left), dtype)
             for row in range(count):
-                _read_into(stream_fd, entry, (start + row) * row_bytes + left * dtype.itemsize, block[row])
+                _read_into(source, entry, (start + row) * row_bytes + left * dtype.itemsize, block[row])
         else:
             block = np.empty((count, width), dtype)
-            _read_into(stream_fd, entry, start * row_bytes, block)
+            _read_into(source, entry, start * row_bytes, block)
             block = block[:, left:right]
         yield start - first, block
 
@@ -171,8 +188,8 @@ def read_tensor(entry: Entry) -> np.ndarray:
         UserError: it is stored in a dtype that is not read.
     """
     array = np.empty(entry.shape, _known(entry))
-    with open(entry.file, "rb") as stream:
-        _read_into(stream.fileno(), entry, 0, array)
+    with opened(entry.file) as source:
+        _read_into(source, entry, 0, array)
     return array
 
 
@@ -247,12 +264,22 @@ def _known(entry: Entry) -> np.dtype:
     return entry.dtype
 
 
-def _read_into(fd: int, entry: Entry, offset: int, array: np.ndarray) -> None:
+def _read(source: Source, start: int, length: int) -> bytes:
+    return os.pread(source, length, start) if isinstance(source, int) else source.read(start, length)
+
+
+def _read_into(source: Source, entry: Entry, offset: int, array: np.ndarray) -> None:
     view = array.reshape(-1).view(np.uint8).data
     done = 0
     while done < len(view):
+        start = entry.offset + offset + done
         # One system call moves at most 2 GB.
-        count = os.preadv(fd, [view[done:]], entry.offset + offset + done)
+        if isinstance(source, int):
+            count = os.preadv(source, [view[done:]], start)
+        else:
+            part = source.read(start, min(len(view) - done, paths.Ranges.best))
+            count = len(part)
+            view[done : done + count] = part
         if count == 0:
             raise UserError(f"{entry.file}: ended inside tensor {entry.name}; download it again")
         done += count

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from chopjax import paths
 from chopjax.hf.checkpoint import Checkpoint
 
 # A larger model is left to whoever serves it: its float32 copy would not fit beside the run.
@@ -13,9 +14,10 @@ LARGEST_BYTES = 4 << 30
 
 
 def available(checkpoint: Checkpoint) -> bool:
-    """Whether PyTorch is installed and the model is small enough to be loaded once more."""
+    """Whether PyTorch is installed, and the model on this machine and small enough to be loaded once more."""
     return (
         importlib.util.find_spec("torch") is not None
+        and not paths.is_remote(checkpoint.place)
         and sum(entry.nbytes for entry in checkpoint.tensors.values()) <= LARGEST_BYTES
     )
 

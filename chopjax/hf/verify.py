@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from chopjax import paths
 from chopjax.errors import UserError
 from chopjax.hf import safetensors
 from chopjax.hf.checkpoint import Checkpoint, open_checkpoint, read_config
@@ -43,15 +44,15 @@ def verify_folder(folder: str | Path, contents: bool = True) -> list[Finding]:
     Args:
         contents: whether tensors are read at all.
     """
-    folder = Path(folder)
+    folder = paths.make(folder)
     try:
         checkpoint = open_checkpoint(folder)
     except UserError as error:
         return [Finding("error", folder.name, str(error)), *_partial_findings(folder)]
     checks = [
         _config(checkpoint.raw_config, checkpoint),
-        _stock_config(folder),
-        _tokenizer(folder, checkpoint.config.vocab),
+        _stock_config(checkpoint.folder),
+        _tokenizer(checkpoint.folder, checkpoint.config.vocab),
         _dtypes(checkpoint),
         _leftovers(folder),
     ]
@@ -66,7 +67,7 @@ def _partial_findings(folder: Path) -> list[Finding]:
         vocab = read_config(folder).get("vocab_size")
     except UserError:
         return []
-    return list(_tokenizer(folder, vocab)) if isinstance(vocab, int) else []
+    return list(_tokenizer(folder, vocab)) if isinstance(vocab, int) and not paths.is_remote(folder) else []
 
 
 def _config(raw: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -139,8 +140,8 @@ def _leftovers(folder: Path) -> Iterator[Finding]:
 
 def _not_finite(checkpoint: Checkpoint) -> Iterator[Finding]:
     for name, entry in checkpoint.tensors.items():
-        with open(entry.file, "rb", buffering=0) as stream:
-            if not all(safetensors.all_finite(block) for _, block in safetensors.read_rows(stream.fileno(), entry)):
+        with safetensors.opened(entry.file) as source:
+            if not all(safetensors.all_finite(block) for _, block in safetensors.read_rows(source, entry)):
                 yield Finding("error", name, "holds NaN or infinity")
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from chopjax import paths
 from chopjax.axes import flatten
 from chopjax.errors import UserError
-from chopjax.folders import written_whole
+from chopjax.folders import sent, written_whole
 from chopjax.hf import safetensors
 from chopjax.hf.checkpoint import CONFIG, Checkpoint
 from chopjax.hf.families import Tensor, target_family
@@ -90,7 +91,7 @@ def write_checkpoint(
             for tensor in _in_write_order(shard):
                 tensor.read()
         return
-    with written_whole(Path(folder), replace) as partial:
+    with written_whole(paths.make(folder), replace, last=(CONFIG,)) as partial:
         # Small files first: what is wrong with them shows before hours of writing.
         (partial / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if card is not None:
@@ -103,6 +104,7 @@ def write_checkpoint(
             _write_index(partial, dict(zip(names, shards, strict=True)))
         for name, shard in zip(names, shards, strict=True):
             _write_shard(partial / name, shard, check_finite)
+            sent(partial / name)
 
 
 def export_params(

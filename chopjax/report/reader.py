@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from chopjax import paths
 from chopjax.chop.plan import Plan
 from chopjax.errors import UserError
 from chopjax.report import records
@@ -35,14 +36,14 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     Raises:
         UserError: the folder is absent, or a file in it is damaged.
     """
-    folder = pathlib.Path(folder)
+    folder = paths.make(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the workdir of a run")
     summary = _json(folder / "summary.json", dict) or {}
     plan = Plan.from_json(text) if (text := _text(folder / "plan.json")) is not None else None
     scores, search, removal = folder / SCORES, _json(folder / "search.json", dict), _json(folder / "removal.json", dict)
     return Run(
-        source=str(summary.get("source") or (plan and plan.name) or folder.resolve().name),
+        source=str(summary.get("source") or (plan and plan.name) or paths.absolute(folder).name),
         teacher=str(summary.get("teacher") or ""),
         plan=plan,
         metrics=metrics.read(folder / "metrics.jsonl"),
@@ -91,4 +92,4 @@ def _parsed(text: str) -> Any:
 
 
 def _text(path: pathlib.Path) -> str | None:
-    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+    return path.read_bytes().decode("utf-8", "replace") if path.exists() else None

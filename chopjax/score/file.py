@@ -17,7 +17,7 @@ import safetensors.numpy
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 
-from chopjax import files
+from chopjax import files, paths
 from chopjax.axes import Sizes
 from chopjax.errors import UserError
 
@@ -76,7 +76,8 @@ class ScoreFile:
             UserError: the file is missing, damaged, no score file, or of another format.
         """
         try:
-            with safe_open(path, "numpy") as opened:
+            local = paths.here(paths.make(path)) if paths.is_remote(path) else path
+            with safe_open(local, "numpy") as opened:
                 text = (opened.metadata() or {}).get("chopjax_scores", "")
                 sums = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except FileNotFoundError:

@@ -7,7 +7,7 @@ import pathlib
 import time
 from collections.abc import Callable
 
-from chopjax import files
+from chopjax import files, paths
 
 FILE = "goodput.json"
 
@@ -47,7 +47,7 @@ class Goodput:
         writer: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._path, self._writer, self._clock = pathlib.Path(folder) / FILE, writer, clock
+        self._path, self._writer, self._clock = paths.make(folder) / FILE, writer, clock
         self._began, self._saved = _read(self._path) or (clock(), {})
         self._saved = {step: saved for step, saved in self._saved.items() if step <= done}
         self.restored = self._saved[max(self._saved)] if self._saved else Saved()

@@ -4,10 +4,11 @@ import json
 import math
 import os
 import pathlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, Protocol
 
-from chopjax import files
+from chopjax import files, paths
 from chopjax.errors import UserError
 
 
@@ -43,15 +44,17 @@ class MetricsWriter:
         writer: bool = True,
         trackers: Sequence[Tracker] = (),
     ) -> None:
-        self._path = pathlib.Path(workdir) / "metrics.jsonl"
+        self._path = paths.make(workdir) / "metrics.jsonl"
         self._trackers = list(trackers) if writer else []
-        self._file: IO[str] | None = None
+        self._file: IO[str] | _Object | None = None
         self._last = -1
         if writer:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             keep_until(self._path, -1 if resumed_at is None else resumed_at)
             self._last = max((line["step"] for line in read(self._path)), default=-1)
-            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115, open as long as the run
+            remote = paths.is_remote(self._path)
+            # Open as long as the run.
+            self._file = _Object(self._path) if remote else open(self._path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line.
@@ -71,9 +74,18 @@ class MetricsWriter:
         plain = {name: _number(value) for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **plain}, allow_nan=False) + "\n")
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if not isinstance(self._file, _Object):
+            os.fsync(self._file.fileno())
         for tracker in self._trackers:
             tracker.write(step, plain)
+
+    def settle(self) -> None:
+        """Returns when all lines are where they will be found; to be called before a checkpoint is saved.
+
+        On a disk they are already. In a store, where a file cannot grow, it is written anew, and so not for every line.
+        """
+        if isinstance(self._file, _Object):
+            self._file.put()
 
     def close(self) -> None:
         """Closes the file and the trackers."""
@@ -89,14 +101,40 @@ class MetricsWriter:
         self.close()
 
 
+class _Object:
+    """An object in a store that grows: written anew as often as takes a small share of the time."""
+
+    def __init__(self, path: pathlib.Path, share: float = 0.02) -> None:
+        self._path, self._share = path, share
+        self._text = path.read_text(encoding="utf-8") if path.exists() else ""
+        self._put, self._next = self._text, 0.0
+
+    def write(self, text: str) -> None:
+        self._text += text
+
+    def flush(self) -> None:
+        if time.monotonic() >= self._next:
+            self.put()
+
+    def put(self) -> None:
+        if self._put != self._text:
+            began = time.monotonic()
+            files.write_text(self._path, self._text)
+            self._put, took = self._text, time.monotonic() - began
+            self._next = time.monotonic() + took / self._share
+
+    def close(self) -> None:
+        self.put()
+
+
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; none if there is no file. A last line that a killed run left half is skipped.
 
     Raises:
         UserError: another line is not a JSON object with a step.
     """
-    path = pathlib.Path(path)
-    *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
+    path = paths.make(path)
+    *whole, _ = path.read_bytes().decode("utf-8", "replace").split("\n") if path.exists() else [""]
     lines: list[dict[str, Any]] = []
     for number, text in enumerate(whole, 1):
         if not text.strip():
@@ -113,7 +151,7 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def keep_until(path: str | os.PathLike[str], step: int) -> None:
     """Drops, atomically, the lines of later steps, repeated steps and a line that was cut short."""
-    path = pathlib.Path(path)
+    path = paths.make(path)
     if not path.exists():
         return
     kept: list[str] = []

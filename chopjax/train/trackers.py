@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from chopjax import paths
 from chopjax.errors import UserError
 
 
@@ -54,11 +55,10 @@ class WeightsAndBiases:
             import wandb
         except ImportError as error:
             raise UserError("train.wandb is set but wandb is not installed; pip install 'chopjax[wandb]'") from error
-        folder = pathlib.Path(workdir).absolute()
+        folder = paths.absolute(paths.make(workdir))
         name = f"{folder.name}-{part}" if part else folder.name
-        self._run = wandb.init(
-            project=project, name=name, id=name, dir=str(folder), config=dict(config), resume="allow"
-        )
+        here = None if paths.is_remote(folder) else str(folder)
+        self._run = wandb.init(project=project, name=name, id=name, dir=here, config=dict(config), resume="allow")
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
         """Sends the values of one step."""

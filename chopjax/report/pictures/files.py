@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from chopjax import folders
+from chopjax import folders, paths
 from chopjax.report import canvas
 from chopjax.report.pictures import catalog
 from chopjax.report.run import Run
@@ -17,7 +17,7 @@ def write_pictures(folder: str | os.PathLike[str], run: Run) -> list[pathlib.Pat
     Returns:
         the files, in the order of the page.
     """
-    folder = pathlib.Path(folder)
+    folder = paths.make(folder)
     names = []
     with folders.written_whole(folder) as beside:
         for picture in catalog.every(run):
