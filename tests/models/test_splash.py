@@ -4,9 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from aot.slices import needs_libtpu
+from jax.sharding import NamedSharding, PartitionSpec
 
+from chopjax.aot import hlo, topology
 from chopjax.models.attention import Places, attention
-from chopjax.models.splash import LONGEST_BLOCK, blocks, padded_head, splash_attention
+from chopjax.models.splash import blocks, padded_head, splash_attention
+from chopjax.sharding.mesh import Constrain, make_mesh
+from chopjax.sharding.rules import MeshConfig
 
 
 def example(length: int, kv_heads: int, q_per_kv: int, head_dim: int) -> tuple[list[jax.Array], Places]:
@@ -25,9 +30,9 @@ def example(length: int, kv_heads: int, q_per_kv: int, head_dim: int) -> tuple[l
 @pytest.mark.parametrize(
     ("length", "kv_heads", "q_per_kv", "head_dim", "window"),
     [
-        (37, 3, 3, 6, None),
+        (77, 3, 3, 6, None),
         (130, 1, 5, 80, 9),
-        (LONGEST_BLOCK + 73, 2, 1, 130, 150),
+        (1000, 2, 1, 130, 150),
     ],
 )
 def test_as_the_reference(length: int, kv_heads: int, q_per_kv: int, head_dim: int, window: int | None) -> None:
@@ -39,6 +44,62 @@ def test_as_the_reference(length: int, kv_heads: int, q_per_kv: int, head_dim: i
     np.testing.assert_allclose(found, wanted, atol=2e-6)
     for one, other in zip(found_back(cotangent), wanted_back(cotangent), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6 * float(jnp.abs(other).max()) + 2e-6)
+
+
+# Queries of a part fill it up to a whole block, or not; windows reach over borders of parts.
+@pytest.mark.parametrize(("length", "shards", "window"), [(45, 3, None), (150, 2, 40)])
+def test_queries_that_are_a_part_of_the_row(length: int, shards: int, window: int | None) -> None:
+    (q, k, v, cotangent), places = example(length, 1, 2, 6)
+
+    def by_part(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        part = jax.vmap(
+            lambda shard, q: splash_attention(q, k, v, places.segments, window, True, shard=shard, shards=shards)
+        )
+        parts = jnp.stack(jnp.split(q, shards, axis=1))
+        return jnp.concatenate(list(part(jnp.arange(shards), parts)), axis=1)
+
+    wanted, wanted_back = jax.vjp(lambda *qkv: attention(*qkv, places, places, window), q, k, v)
+    found, found_back = jax.jit(lambda *qkv: jax.vjp(by_part, *qkv))(q, k, v)
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+    for one, other in zip(found_back(cotangent), wanted_back(cotangent), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6 * float(jnp.abs(other).max()) + 2e-6)
+
+
+def compiled(chips: int, length: int, kv_heads: int, q_per_kv: int, head_dim: int, window: int | None) -> str:
+    """The program of attention forward and backward on so many chips, each with a part of the rows' length."""
+    devices = topology.devices("v5e:2x2")[:chips]
+    mesh = make_mesh(MeshConfig(fsdp=1, context=chips), devices)
+    pin, rows = Constrain(mesh), NamedSharding(mesh, PartitionSpec(None, "context"))
+    grouped, single = (2, length, kv_heads, q_per_kv, head_dim), (2, length, kv_heads, head_dim)
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=rows) for shape in (grouped, single, single)]
+    where = jax.ShapeDtypeStruct((2, length), jnp.int32, sharding=rows)
+
+    def both(q: jax.Array, k: jax.Array, v: jax.Array, places: Places) -> tuple[jax.Array, ...]:
+        out, back = jax.vjp(lambda *qkv: pin.attention(*qkv, places, places, window, True), q, k, v)
+        return out, *back(out)
+
+    return jax.jit(both).lower(*arrays, Places(where, where)).compile().as_text()
+
+
+@needs_libtpu
+@pytest.mark.parametrize("head_dim", [64, 72, 80, 96, 128, 200, 256])
+def test_compiles_for_tpus(head_dim: int) -> None:
+    """In bfloat16, though products of float32 are to be exact here; for any number of heads and an odd length."""
+    assert jax.config.jax_default_matmul_precision == "highest"
+    text = compiled(1, 300, 1, 3, head_dim, None)
+    for kernel in ("splash_mha_fwd", "splash_mha_dq", "splash_mha_dkv"):
+        assert kernel in text
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("length", "window"), [(4 * 300, None), (4 * 1024, 700)])
+def test_compiles_for_tpus_that_share_rows(length: int, window: int | None) -> None:
+    text = compiled(4, length, 2, 2, 128, window)
+    assert "splash_mha_dkv" in text
+    kinds = hlo.statistics(text).collectives
+    assert kinds["all-gather"] == 3  # keys, values and segments
+    if length % 512 == 0:
+        assert kinds.keys() == {"all-gather", "reduce-scatter"}  # of gradients of keys and values
 
 
 def test_bfloat16_keeps_its_dtype_and_softmax_in_float32() -> None:
