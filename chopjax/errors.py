@@ -15,6 +15,12 @@ class Diverged(Exception):
 class Preempted(BaseException):
     """The process was told to end (SIGTERM) and has left all in order; the command line exits with status 0.
 
-    Like KeyboardInterrupt no `Exception`, so that nothing on the way takes it for a mistake. Holds the line that is
-    said, empty where another process says it.
+    Like KeyboardInterrupt no `Exception`, so that nothing on the way takes it for a mistake.
+
+    Attributes:
+        said: the line to print; empty where another process prints it, None where nobody has said yet what goes on.
     """
+
+    def __init__(self, said: str | None = None) -> None:
+        super().__init__(said)
+        self.said = said

@@ -56,8 +56,8 @@ def run(command: str | Main, positional: str = "", required: Sequence[str] = ("s
         with preemption.caught():
             main(chosen)
     except Preempted as stop:
-        if str(stop):
-            print(stop, flush=True)
+        if said := "told to end (SIGTERM); the same command goes on" if stop.said is None else stop.said:
+            print(said, flush=True)
         # Kubernetes takes a process that ended with 0 for done; tools/gke_xpk.sh asks for a status that is restarted.
         sys.exit(int(os.environ.get("CHOPJAX_PREEMPTED_STATUS", "0")))
     except Diverged as error:

@@ -20,6 +20,7 @@ from chopjax.report.pictures.files import write_pictures
 from chopjax.report.reader import read_run
 from chopjax.report.records import Removal
 from chopjax.report.run import Run as ReportedRun
+from chopjax.train import metrics
 
 SUMMARY, REPORT, PICTURES = "summary.json", "report.html", "pictures"
 STAGE = Stage("report", (SUMMARY, REPORT, PICTURES))
@@ -99,6 +100,7 @@ def summary(run: Run, seconds: float | None) -> dict[str, Any]:
     }
     perplexity = {name: figures.perplexity for name, figures in models.items()}
     steps = run.settings.train.steps_before_chop + run.settings.train.steps
+    last: dict[str, Any] = next(iter(reversed(metrics.read(run.workdir / "metrics.jsonl"))), {})
     return {
         "source": run.settings.source,
         "teacher": run.settings.teacher or run.settings.source,
@@ -110,6 +112,8 @@ def summary(run: Run, seconds: float | None) -> dict[str, Any]:
         "gap_closed": gap_closed(perplexity["teacher"], perplexity["chopped"], perplexity["healed"]),
         "tokens": steps * run.settings.train.batch * length,
         "seconds": seconds,
+        "goodput": last.get("goodput"),
+        "skipped": last.get("skipped"),
         "length": length,
         "models": {name: dataclasses.asdict(figures) for name, figures in models.items()},
     }

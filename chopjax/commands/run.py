@@ -96,7 +96,8 @@ class Run:
             if str(stop) or not self.writer:
                 raise
             how = "goes on" if stage.resumable else "starts it again"
-            raise Preempted(f"{stage.name}: told to end (SIGTERM); the same command {how}") from None
+            said = f"{stage.name}: told to end (SIGTERM); the same command {how}"
+            raise Preempted(said if self.writer else "") from None
 
     def boundary(self) -> None:
         """Ends here if the processes were told to; all of them call it at the same places.

@@ -79,6 +79,7 @@ def test_the_summary_agrees_with_what_lies_there(place: runs.Place, workdir: pat
     # The loss of the last evaluation in training is that of the exported folder, which is float32 like the run.
     assert evaluation["healed"]["nll"] == pytest.approx(runs.metrics(workdir)[-1]["heldout_loss"], rel=1e-5)
     assert summary["tokens"] == runs.STEPS * 4 * 24 and summary["seconds"] > 0
+    assert 0 < summary["goodput"] < 1 and summary["skipped"] == 0
     for name in names:
         assert read(workdir / "samples.json")[0][name]
     assert "Healed" in (workdir / "report.html").read_text(encoding="utf-8")
