@@ -93,7 +93,7 @@ class Run:
             self.boundary()
             self.stages.run(stage, inputs, work)
         except Preempted as stop:
-            if str(stop) or not self.writer:
+            if stop.said is not None:
                 raise
             how = "goes on" if stage.resumable else "starts it again"
             said = f"{stage.name}: told to end (SIGTERM); the same command {how}"
