@@ -16,11 +16,13 @@ from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
 from chopjax.errors import UserError
 from chopjax.hf.families import target_family
+from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import count
 from chopjax.report.words import ranges
 from chopjax.sharding.table import format_table, table
 
 STAGE = Stage("plan", (PLAN,))
+SHARDING = "sharding.txt"
 
 
 def main(chosen: Settings) -> None:
@@ -54,8 +56,22 @@ def make(run: Run) -> None:
     run.say(f"plan: {count(run.source.config):,} -> {count(student):,} parameters")
     for line in [*describe(run.plan), *([note] if note else [])]:
         run.say(f"plan: {line}")
+    _say_where(run, student)
+
+
+def _say_where(run: Run, student: ModelConfig) -> None:
+    """Writes where the parameters of source and student lie on the mesh, and says it of the student."""
+    shape, width = run.mesh.shape, run.compute_dtype.itemsize
+    taught = format_table(table(student, shape, run.fallbacks))
+    try:
+        whole = format_table(table(run.source.config, shape, run.fallbacks, width))
+    except UserError as error:  # who only chops need not hold it
+        whole = str(error)
+    if run.writer:
+        said = f"source, in {run.compute_dtype.name}\n{whole}\n\nstudent, in float32\n{taught}\n"
+        files.write_text(run.workdir / SHARDING, said)
     if run.mesh.size > 1:
-        run.say(format_table(table(student, run.mesh.shape, run.fallbacks)))
+        run.say(taught)
 
 
 def check(run: Run) -> None:
