@@ -191,7 +191,7 @@ def test_remat_changes_no_gradient() -> None:
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
     expected = flatten(gradient(_params(config), "none"))
     assert all(np.abs(np.asarray(x)).max() > 0 for x in expected.values())
-    for remat in ("full", "dots"):
+    for remat in ("full", "dots", "offload", "offload_dots"):
         for path, found in flatten(gradient(_params(config), remat)).items():
             _close(found, expected[path])
 
