@@ -101,7 +101,7 @@ class Heartbeat:
         """Ends the thread and takes the file away."""
         self._closed.set()
         self._thread.join()
-        with contextlib.suppress(OSError):  # of a folder in which files of others, or stacks, are there still
+        with contextlib.suppress(Exception):  # of a folder in which files of others, or stacks, are there still
             _file(self._folder, self._process).unlink(missing_ok=True)
             if not paths.is_remote(self._folder):  # a store has no folders
                 self._folder.rmdir()
@@ -122,7 +122,7 @@ class Heartbeat:
 
     def _beat(self) -> None:
         beat = Beat(self._process, self._host, self._begun, self._ended, time.time())
-        with contextlib.suppress(OSError):  # a full or slow disk is no reason to end a run here
+        with contextlib.suppress(Exception):  # a full or slow disk is no reason to end a run here
             files.write_json(_file(self._folder, self._process), dataclasses.asdict(beat))
 
     def _report(self, waited: float) -> None:
@@ -133,7 +133,7 @@ class Heartbeat:
             which = "; ".join(lagging.values()) or "all processes wait, so the devices or what connects them hang"
             self._say(f"no step has ended for {waited:.0f} s, since step {self._ended}: {which}")
         stacks = self._folder / f"{self._process}.stacks.txt"
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        with contextlib.suppress(Exception), contextlib.ExitStack() as stack:
             # Stacks are written to a file of the system, which none in a store is.
             remote = paths.is_remote(stacks)
             file = sys.stderr if remote else stack.enter_context(open(stacks, "w", encoding="utf-8"))
@@ -148,7 +148,7 @@ def read(folder: pathlib.Path, process: int) -> Beat | None:
     """The last beat of a process; None if it has written none."""
     try:
         return Beat(**json.loads(_file(folder, process).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except Exception:
         return None
 
 
