@@ -15,6 +15,7 @@ from chopjax.distill.config import LossConfig
 from chopjax.distill.hidden_config import HiddenConfig
 from chopjax.distill.matching import match
 from chopjax.distill.objective import Models, batch_sums
+from chopjax.distill.on_policy_config import OnPolicyConfig
 from chopjax.distill.projections import init_projections
 from chopjax.distill.schedules import scalars
 from chopjax.distill.sparse import draw_tokens
@@ -23,9 +24,11 @@ from chopjax.evaluate import perplexity, requests
 from chopjax.models.config import LayerKind, ModelConfig
 from chopjax.models.constrain import Constrain as Pin
 from chopjax.models.constrain import unpinned
+from chopjax.score import removal
 from chopjax.score.activations import score_sums
 from chopjax.sharding.mesh import Constrain, make_mesh, param_shardings, place_batch
 from chopjax.sharding.rules import MeshConfig
+from chopjax.train.on_policy import sampled_batch
 
 STUDENT = ModelConfig(
     layers=2,
@@ -43,6 +46,7 @@ STUDENT = ModelConfig(
 TEACHER = dataclasses.replace(STUDENT, layers=3, embed=16, tied=False, kind_of_layer=(0, 1, 1))
 LENGTH, WORDS = 36, 20
 HIDDEN = HiddenConfig(block_output=1.0, relation=0.7, project="per_layer", layer_map="last")
+SAMPLING = OnPolicyConfig(prompt=7, temperature=0.8)
 LOSS = LossConfig(next_token=0.5, kl=1.0, temperature=2.0, z_loss=1e-4, chunk=20)
 MESHES = [{"data": 2, "fsdp": 1, "context": 4}, {"fsdp": 2, "context": 2, "tensor": 2}]
 
@@ -103,7 +107,8 @@ def test_losses_and_gradients(mesh: dict[str, int]) -> None:
 
 
 def measured(pin: Pin, rows: Any, params: Any) -> Any:
-    """Scores, a held-out loss, single tokens' losses in a length that does not divide, and draws from a teacher."""
+    """Scores, losses without layers, a held-out loss, single tokens' losses in a length that does not divide, draws
+    from a teacher, and what the student itself writes."""
     options = {"chunk": 20, "vocab_tokens": WORDS, "constrain": pin}
     short = {name: rows[name][:, :33] for name in rows} | {"labels": rows["tokens"][:, 1:34]}
     hidden = jax.random.normal(jax.random.key(2), (4, LENGTH, 8))
@@ -113,13 +118,18 @@ def measured(pin: Pin, rows: Any, params: Any) -> Any:
         "scores": score_sums(STUDENT, params, rows, constrain=pin),
         "rows": perplexity.batch_sums(STUDENT, params, rows, **options),
         "tokens": requests._by_token(STUDENT, params, short, **options),
+        "without": removal.batch_sums(
+            STUDENT, params, rows, jnp.arange(2), jnp.asarray(2), jnp.asarray(1), jnp.asarray(0), metric="kl", **options
+        ),
+        "sampled": sampled_batch(STUDENT, params, rows, jax.random.key(4), SAMPLING, pin, "float32", WORDS, (3,)),
         "draws": dataclasses.asdict(draw_tokens(hidden, unembed, keys, 3, **options)),
     }
 
 
 def test_scores_evaluations_and_a_teachers_tokens() -> None:
     found, wanted = on(MESHES[0], measured, STUDENT), on(None, measured, STUDENT)
-    np.testing.assert_array_equal(found["draws"]["ids"], wanted["draws"]["ids"])
+    for one, other in ((found["draws"], wanted["draws"]), (found["sampled"], wanted["sampled"])):
+        np.testing.assert_array_equal(one.get("ids", one.get("tokens")), other.get("ids", other.get("tokens")))
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
 
