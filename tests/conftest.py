@@ -13,4 +13,5 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
 
+from gcs import bucket, cloud  # noqa: E402, F401
 from smollm2 import smollm2_folder  # noqa: E402, F401

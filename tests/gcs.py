@@ -4,17 +4,19 @@ use, over objects in memory. As there, an object appears whole, no folder exists
 
 import base64
 import contextlib
-import email
-import email.policy
 import hashlib
 import http.server
+import importlib.util
 import itertools
 import json
+import os
 import re
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import pytest
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -25,12 +27,14 @@ class Store:
     Attributes:
         asked: method and path of every request, for tests that count them.
         refuse: of a method and an object's name, whether the request fails as if permission were missing.
+        address: where it is served.
     """
 
     def __init__(self) -> None:
         self.objects: dict[str, tuple[bytes, int]] = {}
         self.asked: list[tuple[str, str]] = []
         self.refuse: Callable[[str, str], bool] = lambda method, name: False
+        self.address = ""
         self.lock = threading.RLock()
         self._writes = itertools.count(1)
         self._uploads: dict[str, tuple[str, str, bytearray]] = {}
@@ -64,8 +68,6 @@ class Store:
             name = f"{bucket}/{rest[1]}"
             if self.refuse(method, name):
                 return _error(403, "denied")
-            if method == "POST" and len(rest) == 6:  # o/NAME/rewriteTo/b/BUCKET/o/NAME without the last two
-                return _error(400, "rewrite")
             if method == "POST" and rest[2] in ("rewriteTo", "copyTo"):
                 return self._copy(name, f"{rest[4]}/{rest[6]}", rest[2])
             if method == "DELETE":
@@ -128,14 +130,8 @@ class Store:
             return self._go_on(query["upload_id"], headers, body)
         name, content = query.get("name", ""), body
         if query["uploadType"] == "multipart":
-            head = f"Content-Type: {headers['Content-Type']}\r\n\r\n".encode()
-            described, media = email.message_from_bytes(head + body, policy=email.policy.HTTP).iter_parts()  # type: ignore
-            name = json.loads(described.get_payload(decode=True))["name"]
-            content = media.get_payload(decode=True)
-            # Parsing mail changes line ends; the last part is taken as it came.
-            boundary = email.message_from_bytes(head).get_boundary().encode()  # type: ignore[union-attr]
-            content = body.split(b"--" + boundary)[2].split(b"\n\n" if b"\r\n\r\n" not in body else b"\r\n\r\n", 1)[1]
-            content = content.removesuffix(b"\n").removesuffix(b"\r")
+            described, content = _parts(headers["Content-Type"], body)
+            name = json.loads(described)["name"]
         if query["uploadType"] == "resumable":
             name = name or json.loads(body)["name"]
         if self.refuse("POST", f"{bucket}/{name}"):
@@ -216,6 +212,43 @@ def environment(address: str) -> dict[str, str]:
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # which asks a service of its own what kind a bucket is
         "NO_PROXY": "127.0.0.1",
     }
+
+
+def use(address: str) -> None:
+    """Makes this process, whose clients have not begun yet, take a served store for Google's."""
+    import fsspec
+
+    os.environ.update(environment(address))
+    fsspec.config.conf.setdefault("gcs", {})["token"] = "anon"
+
+
+@pytest.fixture(scope="session")
+def cloud() -> Iterator[Store]:
+    """The store that all tests share, each with a bucket of its own; `gs://` leads there."""
+    if importlib.util.find_spec("gcsfs") is None:  # which reads its environment when it is imported
+        pytest.skip("needs gcsfs")
+    store = Store()
+    with serving(store) as store.address, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(store.address).items():
+            patch.setenv(name, value)
+        use(store.address)
+        yield store
+
+
+@pytest.fixture
+def bucket(cloud: Store) -> str:
+    """The name of a bucket that nobody else uses."""
+    return f"bucket-{next(_BUCKETS)}"
+
+
+_BUCKETS = itertools.count(1)
+
+
+def _parts(kind: str, body: bytes) -> list[bytes]:
+    """The two parts of a multipart upload, without their headers."""
+    boundary = re.search(r'boundary="?([^";]+)', kind).group(1).encode()  # type: ignore[union-attr]
+    parts = body.split(b"--" + boundary)[1:3]
+    return [re.sub(rb"\r?\n\Z", b"", re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1]) for part in parts]
 
 
 def _metadata(name: str, content: bytes, generation: int) -> dict[str, Any]:
