@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -63,7 +63,9 @@ def splash_attention(
 
     # What fills up the row stands after all queries, so none of them sees it.
     places = jnp.pad(own, ((0, 0), (0, q_padded - length))), jnp.pad(segments, ((0, 0), (0, padded - source)))
-    out = _called(kernel, heads_first(scaled, q_padded), heads_first(k, padded), heads_first(v, padded), *places)
+    run = _in_one_pass if _several_passes(q.dtype) else _each_row
+    with _tracing():
+        out = run(kernel, heads_first(scaled, q_padded), heads_first(k, padded), heads_first(v, padded), *places)
     out = jnp.swapaxes(out[:, :, :length, :head_dim], 1, 2)
     return out.reshape(q.shape).astype(v.dtype)
 
@@ -73,42 +75,48 @@ def _part(x: Array, part: Int[Array, ""], parts: int, axis: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, part * size, size, axis)
 
 
-def _tracing(dtype: jnp.dtype) -> contextlib.ExitStack:
-    """What holds while the kernel is traced."""
-    stack = contextlib.ExitStack()
-    # The kernel relies on implicit promotion.
-    stack.enter_context(jax.numpy_dtype_promotion("standard"))
-    stack.enter_context(jax.numpy_rank_promotion("allow"))
-    if dtype == jnp.bfloat16:
-        stack.enter_context(jax.default_matmul_precision("default"))
-    return stack
+def _each_row(kernel: Any, q: Array, k: Array, v: Array, own: Array, segments: Array) -> Array:
+    """The kernel on every row of a batch."""
+
+    def one(q: Array, k: Array, v: Array, own: Array, segments: Array) -> Array:
+        return kernel(q, k, v, segment_ids=pallas.SegmentIds(own, segments))
+
+    return jax.vmap(one)(q, k, v, own, segments)
 
 
-# The derivative is wrapped as well, because the kernels of the backward pass are traced later than that of the forward.
+@contextlib.contextmanager
+def _tracing() -> Iterator[None]:
+    """What holds while the kernel is traced: it relies on implicit promotion."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def _several_passes(dtype: jnp.dtype) -> bool:
+    """Whether products of bfloat16 are wanted as the kernel cannot make them."""
+    wanted = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return dtype == jnp.bfloat16 and wanted not in (None, "default", "bfloat16")
+
+
+# `_each_row` without such products. Its derivative is wrapped as well, because kernels of the backward pass are traced
+# later than those of the forward. Only where it is needed: so wrapped, XLA finds a schedule that takes more memory.
 @jax.custom_vjp
-def _called(kernel: Any, q: Array, k: Array, v: Array, own: Array, segments: Array) -> Array:
-    return _called_forward(kernel, q, k, v, own, segments)[0]
+def _in_one_pass(kernel: Any, q: Array, k: Array, v: Array, own: Array, segments: Array) -> Array:
+    return _forward(kernel, q, k, v, own, segments)[0]
 
 
-def _called_forward(
+def _forward(
     kernel: Any, q: Array, k: Array, v: Array, own: Array, segments: Array
 ) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
-    def rows(q: Array, k: Array, v: Array) -> Array:
-        def one(q: Array, k: Array, v: Array, own: Array, segments: Array) -> Array:
-            return kernel(q, k, v, segment_ids=pallas.SegmentIds(own, segments))
-
-        return jax.vmap(one)(q, k, v, own, segments)
-
-    with _tracing(q.dtype):
-        return jax.vjp(rows, q, k, v)
+    with _tracing(), jax.default_matmul_precision("default"):
+        return jax.vjp(lambda q, k, v: _each_row(kernel, q, k, v, own, segments), q, k, v)
 
 
-def _called_backward(back: Callable[[Array], tuple[Array, Array, Array]], d_out: Array) -> tuple[Array | None, ...]:
-    with _tracing(d_out.dtype):
+def _backward(back: Callable[[Array], tuple[Array, Array, Array]], d_out: Array) -> tuple[Array | None, ...]:
+    with _tracing(), jax.default_matmul_precision("default"):
         return (None, *back(d_out), None, None)
 
 
-_called.defvjp(_called_forward, _called_backward)
+_in_one_pass.defvjp(_forward, _backward)
 
 
 def blocks(length: int) -> tuple[int, int]:
