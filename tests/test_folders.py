@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from gcs import Store
 
+from chopjax import paths
 from chopjax.errors import UserError
-from chopjax.folders import written_whole
+from chopjax.folders import sent, written_whole
 
 # Writes half a folder, says so, and waits to be killed.
 STUCK = """
@@ -71,3 +73,59 @@ def test_a_writer_killed_between_the_two_renames_loses_nothing(tmp_path):
         pass
     assert (folder / "inner" / "file").read_text() == "one"
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]
+
+
+def test_in_a_store_what_makes_it_whole_comes_last(cloud: Store, bucket: str) -> None:
+    folder, before = paths.make(f"gs://{bucket}/model"), len(cloud.asked)
+    with written_whole(folder, last=("config.json",)) as place:
+        for name in ("config.json", "a.bin", "z.bin", "inner/rows.json"):
+            (place / name).parent.mkdir(exist_ok=True)
+            (place / name).write_text(name)
+        assert cloud.names(bucket) == []
+        sent(place / "z.bin")
+        # It has gone already, and takes no place here.
+        assert cloud.names(bucket) == ["model/z.bin"] and not (place / "z.bin").exists()
+    assert cloud.names(bucket) == ["model/a.bin", "model/config.json", "model/inner/rows.json", "model/z.bin"]
+    puts = [path for method, path in cloud.asked[before:] if method == "POST"]
+    assert len(puts) == 4 and cloud.objects[f"{bucket}/model/config.json"][1] == max(
+        number for name, (_, number) in cloud.objects.items() if name.startswith(f"{bucket}/")
+    )
+    with pytest.raises(UserError, match="model: exists already"), written_whole(folder, replace=False):
+        pass
+
+
+def test_in_a_store_nothing_of_an_earlier_folder_is_left(cloud: Store, bucket: str) -> None:
+    folder = paths.make(f"gs://{bucket}/model")
+    for name in ("config.json", "model-2.bin", "a.bin"):
+        cloud.put(f"{bucket}/model/{name}", b"old")
+    with written_whole(folder, last=("config.json",)) as place:
+        (place / "a.bin").write_text("new")
+        (place / "config.json").write_text("new")
+        sent(place / "a.bin")
+        assert cloud.names(f"{bucket}/model") == ["a.bin", "model-2.bin"]  # no longer whole
+    assert {name: cloud.objects[f"{bucket}/model/{name}"][0] for name in cloud.names(f"{bucket}/model")} == {
+        "a.bin": b"new",
+        "config.json": b"new",
+    }
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_in_a_store_an_error_leaves_the_earlier_folder_or_none(cloud: Store, bucket: str, begun: bool) -> None:
+    for name in ("config.json", "b.bin"):
+        cloud.put(f"{bucket}/model/{name}", b"old")
+    with (
+        pytest.raises(KeyboardInterrupt),
+        written_whole(paths.make(f"gs://{bucket}/model"), last=("config.json",)) as place,
+    ):
+        (place / "a.bin").write_text("new")
+        if begun:
+            sent(place / "a.bin")
+        raise KeyboardInterrupt
+    assert cloud.names(f"{bucket}/model") == (["b.bin"] if begun else ["b.bin", "config.json"])
+
+
+def test_on_a_disk_sending_is_nothing(tmp_path: pathlib.Path) -> None:
+    with written_whole(tmp_path / "model") as place:
+        (place / "a.bin").write_text("new")
+        sent(place / "a.bin")
+        assert (place / "a.bin").exists()

@@ -10,10 +10,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gcs import Store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chopjax import paths
 from chopjax.errors import UserError
+from chopjax.train import metrics
 from chopjax.train.metrics import MetricsWriter, read
 
 
@@ -123,3 +126,40 @@ def test_a_half_written_last_line_is_skipped_and_damage_elsewhere_is_said(tmp_pa
     path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(UserError, match=r"metrics.jsonl: line 2 is not a JSON object"):
         read(path)
+
+
+def test_in_a_store_lines_are_there_before_a_checkpoint(
+    cloud: Store, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics._Object, "flush", lambda self: None)  # as where time is short
+    name, url = f"{bucket}/run/metrics.jsonl", f"gs://{bucket}/run"
+    writer = MetricsWriter(url)
+    writer.write(1, {"loss": 0.5})
+    assert name not in cloud.objects
+    writer.settle()
+    assert cloud.objects[name][0] == b'{"step": 1, "loss": 0.5}\n'
+    number = cloud.objects[name][1]
+    writer.settle()
+    assert cloud.objects[name][1] == number  # nothing new, nothing put
+    writer.write(2, {"loss": 0.25})
+    writer.close()
+    cloud.put(name, cloud.objects[name][0] + b'{"step": 3, "lo')
+    with MetricsWriter(url, resumed_at=1) as writer:
+        writer.write(2, {"loss": 0.125})
+    assert read(paths.make(url) / "metrics.jsonl") == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.125}]
+
+
+def test_in_a_store_lines_are_put_as_often_as_costs_little(
+    cloud: Store, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: clock[0])
+    put = metrics.files.write_text
+    monkeypatch.setattr(metrics.files, "write_text", lambda *words: (put(*words), clock.append(clock.pop() + 1.0)))
+    name, seen = f"{bucket}/metrics.jsonl", []
+    with MetricsWriter(f"gs://{bucket}") as writer:
+        for step in range(4):
+            writer.write(step, {})
+            seen.append(cloud.objects[name][0].count(b"\n"))
+            clock[0] += 24.0  # a put takes one second, and so is made every 50
+    assert seen == [1, 1, 1, 4] and cloud.objects[name][0].count(b"\n") == 4
