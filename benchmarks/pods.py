@@ -1,6 +1,6 @@
 """Memory, cycles and traffic of training steps on TPU slices, compiled without a TPU.
 
-    python benchmarks/pods.py [--only NAME ...] [--dump FOLDER] [--write docs/benchmarks.md] [--peer MAXTEXT_PYTHON]
+    python benchmarks/pods.py [--only NAME ...] [--dump FOLDER] [--write docs/benchmarks.md]
 
 Sequences of 4096 tokens, full remat, float32 master weights and AdamW, bfloat16 gradients, plain FSDP over all chips,
 one process. A step of this size takes 2 to 8 minutes of two cores to compile; what was compiled is kept in --workdir by
@@ -22,11 +22,13 @@ import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+from chopjax import files  # noqa: E402
 from chopjax.aot import cache, topology  # noqa: E402
 from chopjax.aot.compiling import Costs  # noqa: E402
 from chopjax.aot.steps import TrainingStep  # noqa: E402
 from chopjax.distill.config import LossConfig  # noqa: E402
 from chopjax.models.config import ModelConfig, Rope  # noqa: E402
+from chopjax.models.parameters import count  # noqa: E402
 
 LENGTH = 4096
 ROPE = Rope("llama3", 500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_positions=8192)
@@ -73,6 +75,12 @@ class Row:
     rows: int = 1
     maxtext: str = ""
 
+    @property
+    def title(self) -> str:
+        """Parameters of teacher and student."""
+        sizes = [f"{count(model) / 1e9:.3g}B" for model in (self.teacher, self.student) if model]
+        return f"distil {' to '.join(sizes)}" if self.teacher else f"train {sizes[0]}"
+
     def step(self, chips: int) -> TrainingStep:
         """The step, by what its program depends on."""
         loss = LossConfig(
@@ -102,10 +110,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help=", ".join(ROWS))
     parser.add_argument("--dump", type=pathlib.Path, help="folder for the compiler's reports on each row")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/pods"))
+    parser.add_argument(
+        "--workdir", type=pathlib.Path, default=pathlib.Path("runs/pods"), help="keeps what was compiled"
+    )
+    parser.add_argument("--write", type=pathlib.Path, help="a Markdown file for the table")
     options = parser.parse_args()
     print(f"{'name':16} {'topology':10} {'peak GB':>8} {'cycles':>10} {'wire GB':>8} {'compile s':>10}", flush=True)
     found = [measure(name, options.workdir, options.dump) for name in options.only]
+    if options.write:
+        files.write_text(options.write, page(found))
     print(json.dumps({"rows": found}))
 
 
@@ -127,6 +140,28 @@ def measure(name: str, workdir: pathlib.Path, dump: pathlib.Path | None) -> dict
     print(f"{name:16} {row.topology:10} " + " ".join(f"{cell:>8}" for cell in cells), flush=True)
     print_costs(costs)
     return result
+
+
+def page(found: list[dict[str, str | float | None]]) -> str:
+    """The table, in Markdown."""
+    lines = [
+        "# What steps take on TPU pods",
+        "",
+        "Compiled by libtpu without a TPU and made by `python benchmarks/pods.py --write docs/benchmarks.md`, whose "
+        "head says what is counted. All per chip: rows of 4096 tokens, full remat, float32 master weights and AdamW, "
+        "bfloat16 gradients, plain FSDP. MaxText is version 0.2.5 with jax 0.12, its own step compiled for the same "
+        "chips. Cycles are the compiler's estimate and leave out what a chip waits for others; nothing was run on a TPU.",
+        "",
+        "| step | slice | rows a chip | peak, GB | cycles | sent, GB | compile, s | MaxText: peak, cycles, sent |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in found:
+        row = ROWS[str(result["name"])]
+        cells = [f"{result[key]:{form}}" if result[key] is not None else "–" for key, form in COLUMNS.items()]
+        if result["peak_gb"] is None:
+            cells[0] = "does not fit"
+        lines.append(f"| {row.title} | {row.topology} | {row.rows} | {' | '.join(cells)} | {row.maxtext or '–'} |")
+    return "\n".join(lines) + "\n"
 
 
 COLUMNS = {"peak_gb": ".2f", "cycles": ".3e", "wire_gb": ".1f", "compile_seconds": ".0f"}

@@ -74,20 +74,24 @@ def work(found: Outlook, costs: Costs | None) -> list[str]:
     lines.append(f"seconds of a step at the peak: {times}")
     if found.compiler_seconds is not None:
         lines.append(f"  by the compiler's own cycles: {significant(found.compiler_seconds)}")
+    lines.append(f"at best: {significant(found.at_best)} s a step, MFU {found.mfu(found.at_best):.1%}: nothing waits")
     lines.append(
-        f"estimate: {significant(found.step_seconds)} s a step, {found.tokens_per_second:,.0f} tokens/s "
-        f"({found.tokens_per_second / found.chips:,.0f} a chip), MFU {found.mfu:.1%}"
+        f"to plan with: {significant(found.step_seconds)} s a step, MFU {found.mfu(found.step_seconds):.1%} as in "
+        f"published runs; {found.tokens_per_second:,.0f} tokens/s, {found.tokens_per_second / found.chips:,.0f} a chip"
     )
     return lines
 
 
 def whole_run(found: Outlook, steps: int) -> str:
-    """Hours of a run."""
-    hours = found.hours(steps)
-    length = f"{hours / 24:,.1f} days" if hours >= 48 else f"{significant(hours)} hours"
+    """Days of a run."""
+
+    def length(seconds: float) -> str:
+        hours = steps * seconds / 3600
+        return f"{significant(hours / 24)} days" if hours >= 48 else f"{significant(hours)} hours"
+
     return (
-        f"the run: {steps:,} steps, {steps * found.tokens / 1e9:,.2f}B tokens: {length}, "
-        f"{found.chip_hours(steps):,.0f} chip-hours, without evaluations and checkpoints"
+        f"the run: {steps:,} steps, {steps * found.tokens / 1e9:,.2f}B tokens: {length(found.step_seconds)} "
+        f"({length(found.at_best)} at best), {found.chip_hours(steps):,.0f} chip-hours, evaluations and saving aside"
     )
 
 
@@ -101,15 +105,16 @@ def table(
 ) -> str:
     """A sweep: what was compiled, the frontier marked, and how many were only estimated."""
     peaks = [float(costs.peak_bytes) if costs.peak_bytes else float("inf") for _, costs, _ in compiled]
-    seconds = [outlook.step_seconds for _, _, outlook in compiled]
+    seconds = [outlook.at_best for _, _, outlook in compiled]
     best = frontier(peaks, seconds)
     lines = [f"{len(found):,} settings estimated, {len(compiled)} compiled; * no other takes less memory and time"]
-    lines.append(f"  {'GB':>7} {'estimated':>9} {'s a step':>9} {'estimated':>9} {'MFU':>6}  settings")
+    lines.append(f"  {'GB':>7} {'estimated':>9} {'s at best':>9} {'estimated':>9} {'MFU':>6}  settings")
     for (one, costs, outlook), marked, peak in zip(compiled, best, peaks, strict=True):
         size = f"{peak / GB:.2f}" if costs.peak_bytes else "no fit"
         same = "  (as now)" if one.changes == now else ""
         lines.append(
             f"{'*' if marked and costs.peak_bytes else ' '} {size:>7} {one.peak / GB:9.2f} "
-            f"{outlook.step_seconds:9.3f} {one.seconds:9.3f} {outlook.mfu:6.1%}  {settings(one.changes)}{same}"
+            f"{outlook.at_best:9.3f} {one.seconds:9.3f} {outlook.mfu(outlook.at_best):6.1%}  "
+            f"{settings(one.changes)}{same}"
         )
     return "\n".join(lines)

@@ -61,17 +61,19 @@ class Time:
         memory: weights, state and activations between memory and cores.
         ici: collectives inside a slice.
         dcn: collectives between slices.
+        host: what is kept in the memory of the host, there and back.
     """
 
     compute: float
     memory: float
     ici: float
     dcn: float
+    host: float
 
     @property
     def step(self) -> float:
         """The longest of them: the others run meanwhile."""
-        return max(self.compute, self.memory, self.ici, self.dcn)
+        return max(dataclasses.astuple(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,15 +109,15 @@ class Estimate:
         # Tokens of one device in one micro-batch.
         self._tokens = step.micro_rows * step.length / (self._rows * self._cells)
         self._bytes = MASTER if step.step.compute_dtype == "float32" else HALF
+        self._student = self._held(step.student)
+        self._teacher = 0.0 if step.teacher is None else self._held(step.teacher)
 
     def memory(self) -> Memory:
         """Bytes of one device."""
-        step, student = self._step, self._held(self._step.student)
-        teacher = 0.0
-        if step.teacher is not None:
-            own = self._held(step.teacher)
-            masters = own * MASTER * (1 + MOMENTS[step.optimizer.name])
-            teacher = masters + own * self._bytes * 2 if step.learning else own * self._bytes
+        step, student = self._step, self._student
+        teacher = self._teacher * self._bytes
+        if step.learning:
+            teacher = self._teacher * (MASTER * (1 + MOMENTS[step.optimizer.name]) + 2 * self._bytes)
         gradients = student * (self._bytes if step.step.accumulate == 1 else MASTER + self._bytes)
         return Memory(
             student * MASTER,
@@ -123,10 +125,19 @@ class Estimate:
             teacher,
             0.0 if self._bytes == MASTER else student * self._bytes,
             gradients,
-            self._kept(step.student) + (self._kept(step.teacher) if step.learning and step.teacher else 0.0),
+            0.0 if self._offloads else self._kept_all,
             self._loss(),
             self._working(step.student),
         )
+
+    @property
+    def _offloads(self) -> bool:
+        return self._step.step.remat.startswith("offload")
+
+    @property
+    def _kept_all(self) -> float:
+        step = self._step
+        return self._kept(step.student) + (self._kept(step.teacher) if step.learning and step.teacher else 0.0)
 
     def wire(self) -> Wire:
         """Bytes that one device sends in a step."""
@@ -148,7 +159,7 @@ class Estimate:
             if step.teacher is not None:
                 wide += 2 * step.teacher.layers * step.teacher.embed
             sent += 2 * (tensor - 1) / tensor * self._bytes * self._tokens * wide * accumulate
-        held = self._held(student) * self._bytes
+        held = self._student * self._bytes
         copies = self._mesh["data"]
         inside = copies // self._slices if copies % self._slices == 0 else copies
         if inside > 1:
@@ -173,6 +184,7 @@ class Estimate:
             moved / device.bandwidth,
             wire.ici / device.ici,
             wire.dcn / device.dcn,
+            2 * self._kept_all * step.step.accumulate / device.host if self._offloads else 0.0,
         )
 
     def _held(self, config: ModelConfig) -> float:
@@ -189,14 +201,13 @@ class Estimate:
         return sum(layers) / self._mesh["tensor"]
 
     def _kept(self, config: ModelConfig) -> float:
-        wide = float(config.embed)
-        products = (2 * config.q_heads + 2 * config.kv_heads) * config.head_dim + config.mlp * (
-            3 if config.gated else 2
-        )
-        if self._step.step.remat == "dots":
-            wide += config.embed * 2 + (products / self._mesh["tensor"])
-        elif self._step.step.remat == "none":
-            wide += config.embed * 6 + 1.5 * (products / self._mesh["tensor"])
+        """Bytes that the forward pass keeps for the backward pass, wherever."""
+        wide, remat = float(config.embed), self._step.step.remat
+        products = 2 * (config.q_heads + config.kv_heads) * config.head_dim + config.mlp * (3 if config.gated else 2)
+        if remat in ("dots", "offload_dots"):
+            wide += config.embed * 2 + products / self._mesh["tensor"]
+        elif remat == "none":
+            wide += config.embed * 6 + 1.5 * products / self._mesh["tensor"]
         return config.layers * self._tokens * wide * self._bytes
 
     def _inside(self, config: ModelConfig) -> float:

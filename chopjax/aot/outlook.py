@@ -4,7 +4,7 @@ import dataclasses
 
 from chopjax.aot.compiling import Costs
 from chopjax.aot.estimate import Estimate
-from chopjax.aot.hardware import Device, device
+from chopjax.aot.hardware import PUBLISHED_MFU, device
 from chopjax.aot.steps import TrainingStep
 from chopjax.aot.topology import Slices
 from chopjax.train.flops import StepFlops, step_flops
@@ -12,13 +12,17 @@ from chopjax.train.flops import StepFlops, step_flops
 
 @dataclasses.dataclass(frozen=True)
 class Outlook:
-    """A training step on slices, and the run made of it. Times are estimates; a lower bound is said to be one.
+    """A training step on slices, and the run made of it.
+
+    The compiler's cycles and the peaks of a chip say what a step takes at best, when nothing waits for anything. What
+    published runs reached says what to plan with.
 
     Attributes:
         flops: of a step over all devices, by formula.
-        seconds: kind of work → seconds that a step needs for it at the peak: `compute`, `memory`, `ici`, `dcn`.
+        seconds: kind of work → seconds that a step needs for it at the peak: `compute`, `memory`, `ici`, `dcn`, `host`.
         compiler_seconds: the compiler's estimated cycles at the chip's clock; None where it gives none.
-        step_seconds: what a step is expected to take: the longest of them all.
+        at_best: seconds of a step when nothing waits: the longest of them all.
+        published_mfu: utilisation that published runs reached on such chips.
         tokens: of a step.
         chips: of all slices.
         peak_flops: FLOP/s of a chip.
@@ -27,28 +31,29 @@ class Outlook:
     flops: StepFlops
     seconds: dict[str, float]
     compiler_seconds: float | None
-    step_seconds: float
+    at_best: float
+    published_mfu: float
     tokens: int
     chips: int
     peak_flops: float
+
+    @property
+    def step_seconds(self) -> float:
+        """To plan with: as published runs do, or what it takes at best if that is more."""
+        return max(self.at_best, self.flops.model / (self.published_mfu * self.chips * self.peak_flops))
 
     @property
     def tokens_per_second(self) -> float:
         """Over all chips."""
         return self.tokens / self.step_seconds
 
-    @property
-    def mfu(self) -> float:
-        """Model FLOPs utilisation: the teacher's forward pass counts, what is made again does not."""
-        return self.flops.model / self.step_seconds / (self.chips * self.peak_flops)
-
-    def hours(self, steps: int) -> float:
-        """Of a run of so many steps, without evaluations, checkpoints and what was interrupted."""
-        return steps * self.step_seconds / 3600
+    def mfu(self, seconds: float) -> float:
+        """Model FLOPs utilisation of a step of that time: a teacher's forward pass counts, what is made again not."""
+        return self.flops.model / seconds / (self.chips * self.peak_flops)
 
     def chip_hours(self, steps: int) -> float:
-        """Likewise."""
-        return self.hours(steps) * self.chips
+        """Of a run of so many steps, without evaluations, checkpoints and what was interrupted."""
+        return steps * self.step_seconds / 3600 * self.chips
 
 
 def outlook(step: TrainingStep, slices: Slices, costs: Costs | None = None) -> Outlook:
@@ -65,6 +70,7 @@ def outlook(step: TrainingStep, slices: Slices, costs: Costs | None = None) -> O
         "memory": time.memory,
         "ici": time.ici,
         "dcn": time.dcn,
+        "host": time.host,
     }
     compiler = None
     if costs is not None and costs.statistics is not None:
@@ -73,9 +79,13 @@ def outlook(step: TrainingStep, slices: Slices, costs: Costs | None = None) -> O
         seconds["ici"] = max(0.0, sum(statistics.wire_bytes.values()) - between) / one.ici
         compiler = statistics.cycles / one.clock if one.clock and statistics.cycles else None
     longest = max(*seconds.values(), compiler if compiler is not None else time.step)
-    return Outlook(flops, seconds, compiler, longest, step.rows * step.length, slices.chips, chip_peak(one, slices))
-
-
-def chip_peak(one: Device, slices: Slices) -> float:
-    """FLOP/s of a chip, which may show itself as two devices."""
-    return one.flops * slices.devices / slices.chips
+    return Outlook(
+        flops,
+        seconds,
+        compiler,
+        longest,
+        PUBLISHED_MFU[slices.kind],
+        step.rows * step.length,
+        slices.chips,
+        one.flops * slices.devices / slices.chips,
+    )

@@ -143,7 +143,7 @@ def _sweep(
             break
     now = sweep.Candidate(filled, 0, 0).changes
     print(describe.table(every, compiled, now))
-    those = [(expected.step_seconds, one, expected) for one, costs, expected in compiled if costs.peak_bytes]
+    those = [(expected.at_best, one, expected) for one, costs, expected in compiled if costs.peak_bytes]
     if those:
         _, best, expected = min(those, key=lambda one: one[0])
         _say([f"fastest that fits: {describe.settings(best.changes)}", describe.whole_run(expected, step.step.steps)])
@@ -162,8 +162,9 @@ def _mend(step: TrainingStep, slices: Slices, device: Device) -> list[str]:
 
 
 def _figures(costs: Costs, expected: Outlook) -> dict[str, Any]:
-    figures = {"step_seconds": expected.step_seconds, "tokens_per_second": expected.tokens_per_second}
-    return costs.to_json() | figures | {"mfu": expected.mfu, "flops": dataclasses.asdict(expected.flops)}
+    figures = {"at_best": expected.at_best, "step_seconds": expected.step_seconds}
+    figures |= {"tokens_per_second": expected.tokens_per_second, "mfu": expected.mfu(expected.step_seconds)}
+    return costs.to_json() | figures | {"flops": dataclasses.asdict(expected.flops)}
 
 
 def _say(lines: list[str]) -> None:

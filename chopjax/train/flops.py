@@ -7,6 +7,8 @@ from chopjax.models.parameters import flops_per_token
 
 # A backward pass makes two products for each of the forward pass: one for the weights and one for what came in.
 FORWARD, BACKWARD = 1, 2
+# Ways of rematerialisation in which the backward pass begins with each block's input alone.
+WHOLE = ("full", "offload")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +55,15 @@ def step_flops(
         teacher: the model that runs beside it; None for none, or one whose targets are cached.
         tokens: of the batch, padding included.
         length: tokens of a row.
-        remat: as `train.remat`; all but `full` is counted as nothing made again, since what they make is no product
-            or little beside them.
+        remat: as `train.remat`; where products are kept, nothing counts as made again.
         learning: whether the teacher learns in the same step.
     """
     forward = flops_per_token(student, length)
     blocks = forward - 2 * student.vocab * student.embed
     taught = 0.0 if teacher is None else flops_per_token(teacher, length)
-    again = blocks if remat == "full" else 0.0
-    if remat == "full" and learning and teacher is not None:
+    whole = remat in WHOLE
+    again = blocks if whole else 0.0
+    if whole and learning and teacher is not None:
         again += taught - 2 * teacher.vocab * teacher.embed
     return StepFlops(
         tokens * forward * (FORWARD + BACKWARD),

@@ -1,0 +1,104 @@
+"""`python -m chopjax.aot` as a person runs it, on a tiny model and a slice that is not there."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from aot.slices import needs_libtpu
+
+CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "base.py"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with a config.json and no weights."""
+    folder = tmp_path_factory.mktemp("source")
+    raw = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 1024,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+    }
+    (folder / "config.json").write_text(json.dumps(raw))
+    return folder
+
+
+def aot(source: pathlib.Path, workdir: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
+    given = {
+        "source": source,
+        "workdir": workdir,
+        "plan.remove_layers": 2,
+        "data.length": 128,
+        "train.batch": 8,
+        "train.steps": 50,
+        "score.batch": 4,
+        "evaluate.batch": 4,
+    }
+    overrides = [f"--config.{name}={value}" for name, value in given.items()]
+    command = [sys.executable, "-m", "chopjax.aot", "--config", str(CONFIG), *overrides, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@needs_libtpu
+def test_every_step_of_a_run(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    done = aot(source, tmp_path, "--topology", "v5e-4", "--step=all", "--table")
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
+    assert "v5e:2x2, 4 chips; student " in said and "8 rows of 128 tokens; bfloat16, remat full; mesh fsdp=4" in said
+    assert "layers/attention/q/kernel" in said
+    for words in (
+        "fits: 0.",
+        "optimizer",
+        "all-gather",
+        "TFLOP",
+        "at best:",
+        "to plan with:",
+        "50 steps, 0.00B tokens",
+    ):
+        assert words in said, said
+    report = json.loads((tmp_path / "aot" / "aot.json").read_text())
+    assert report["topology"] == "v5e:2x2"
+    for step in ("train", "score", "evaluate"):
+        assert report[step]["peak_bytes"] > 0 and report[step]["statistics"]["cycles"] > 0
+    # The teacher runs beside the student: more is held than in a pass without.
+    assert report["train"]["at_peak"]["teacher"] > 0 and report["score"]["at_peak"]["optimizer"] == 0
+    # What was compiled once is read back.
+    again = aot(source, tmp_path, "--topology", "v5e:2x2", "--step=score")
+    assert json.loads((tmp_path / "aot" / "aot.json").read_text())["score"] == report["score"], again.stderr
+
+
+@needs_libtpu
+def test_the_fastest_setting_that_fits(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    done = aot(source, tmp_path, "--topology=v5e-4", "--fit")
+    assert done.returncode == 0, done.stderr
+    assert "fastest that fits: --config.train.accumulate=" in done.stdout
+    (row,) = json.loads((tmp_path / "aot" / "aot.json").read_text())["sweep"]
+    assert row["peak_bytes"] > 0 and row["mesh.fsdp"] * row["mesh.data"] * row["mesh.tensor"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--topology=v9-4"], "topology is 'v9-4'; give a kind of TPU"),
+        ([], "the following arguments are required: --topology"),
+        (["--topology=v5e-64"], "train.batch: 64 devices of v5e:8x8 hold rows, which do not divide 8"),
+        (["--topology=v5e-4", "--config.search.params=1M"], "search: sizes are not chosen yet"),
+        (["--topology=v5e-4", "--config.source=nowhere"], "nowhere: no such folder"),
+        (["--topology=v5e-4", "--config.mesh.tensor=3"], "do not make up the 4 devices"),
+        (["--topology=v5e-4", "--step=other"], "argument --step: invalid choice: 'other'"),
+    ],
+)
+def test_mistakes(source: pathlib.Path, tmp_path: pathlib.Path, arguments: list[str], said: str) -> None:
+    done = aot(source, tmp_path / "run", *arguments)
+    assert done.returncode == 2 and said in done.stderr, done.stderr + done.stdout
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
