@@ -149,6 +149,7 @@ def sent(file: pathlib.Path) -> None:
     Where that folder is bound for a store the file goes there at once, and its place on this machine is free again;
     elsewhere nothing happens.
     """
-    if file.parent in _BOUND:
-        _BOUND[file.parent].send(file, file.name)
-        file.unlink()
+    for folder in file.parents if _BOUND else ():
+        if folder in _BOUND:
+            _BOUND[folder].send(file, file.relative_to(folder).as_posix())
+            file.unlink()

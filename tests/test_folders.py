@@ -78,14 +78,15 @@ def test_a_writer_killed_between_the_two_renames_loses_nothing(tmp_path):
 def test_in_a_store_what_makes_it_whole_comes_last(cloud: Store, bucket: str) -> None:
     folder, before = paths.make(f"gs://{bucket}/model"), len(cloud.asked)
     with written_whole(folder, last=("config.json",)) as place:
-        for name in ("config.json", "a.bin", "z.bin", "inner/rows.json"):
+        for name in ("config.json", "a.bin", "z.bin", "inner/y.bin"):
             (place / name).parent.mkdir(exist_ok=True)
             (place / name).write_text(name)
         assert cloud.names(bucket) == []
-        sent(place / "z.bin")
-        # It has gone already, and takes no place here.
-        assert cloud.names(bucket) == ["model/z.bin"] and not (place / "z.bin").exists()
-    assert cloud.names(bucket) == ["model/a.bin", "model/config.json", "model/inner/rows.json", "model/z.bin"]
+        for name in ("z.bin", "inner/y.bin"):
+            sent(place / name)
+        # They have gone already, and take no place here.
+        assert cloud.names(bucket) == ["model/inner/y.bin", "model/z.bin"] and not (place / "z.bin").exists()
+    assert cloud.names(bucket) == ["model/a.bin", "model/config.json", "model/inner/y.bin", "model/z.bin"]
     puts = [path for method, path in cloud.asked[before:] if method == "POST"]
     assert len(puts) == 4 and cloud.objects[f"{bucket}/model/config.json"][1] == max(
         number for name, (_, number) in cloud.objects.items() if name.startswith(f"{bucket}/")

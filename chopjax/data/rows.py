@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int32
 from chopjax import files, paths
 from chopjax.data.packing import positions_of
 from chopjax.errors import UserError
+from chopjax.folders import sent
 
 FORMAT = "chopjax rows 1"
 FILE = "rows.json"
@@ -151,6 +152,7 @@ class RowsWriter:
         self.close()
         path = self._shard_path()
         self._shards.append(Shard(path.name, self._written, path.stat().st_size))
+        sent(path)
         self._written = 0
 
 

@@ -29,7 +29,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def command_lines() -> list[list[str]]:
-    """Every `python -m chopjax.X ...` of the shell blocks, as X and its arguments."""
+    """Every `python -m chopjax.X ...` of the shell blocks, as X and its arguments; the launch scripts start `train`."""
     found = []
     for page in PAGES:
         for block in blocks(page, "sh"):
@@ -38,6 +38,8 @@ def command_lines() -> list[list[str]]:
                 text = text[:-1] if text.count("'") % 2 else text  # the end of a command that is quoted as a whole
                 if match := re.search(r"python -m chopjax\.(.*)", text):
                     found.append(shlex.split(match[1]))
+                elif match := re.search(r"^tools/\w+\.sh .* -- (.*)", text):
+                    found.append(["train", *shlex.split(match[1])])
     return found
 
 
