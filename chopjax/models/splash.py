@@ -50,10 +50,10 @@ def splash_attention(
     source = k.shape[1]
     (q_block, q_padded), (block, padded) = blocks(length), blocks(source)
     kernel = _kernel(kv_heads * q_per_kv, (length, q_padded, q_block), (padded, block), window, interpret, shards)
-    own = segments
+    own = None
     if shard is not None:
         kernel = jax.tree.map(lambda leaf: _part(leaf, shard, shards, axis=min(1, leaf.ndim - 1)), kernel)
-        own = _part(segments, shard, shards, axis=1)
+        own = jnp.pad(_part(segments, shard, shards, axis=1), ((0, 0), (0, q_padded - length)))
     scaled = (q.astype(jnp.float32) * head_dim**-0.5).astype(q.dtype)
 
     def heads_first(x: Array, padded: int) -> Array:
@@ -62,7 +62,7 @@ def splash_attention(
         return jnp.pad(x, ((0, 0), (0, 0), (0, padded - x.shape[2]), (0, padded_head(head_dim) - head_dim)))
 
     # What fills up the row stands after all queries, so none of them sees it.
-    places = jnp.pad(own, ((0, 0), (0, q_padded - length))), jnp.pad(segments, ((0, 0), (0, padded - source)))
+    places = own, jnp.pad(segments, ((0, 0), (0, padded - source)))
     run = _in_one_pass if _several_passes(q.dtype) else _each_row
     with _tracing():
         out = run(kernel, heads_first(scaled, q_padded), heads_first(k, padded), heads_first(v, padded), *places)
@@ -75,11 +75,11 @@ def _part(x: Array, part: Int[Array, ""], parts: int, axis: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, part * size, size, axis)
 
 
-def _each_row(kernel: Any, q: Array, k: Array, v: Array, own: Array, segments: Array) -> Array:
-    """The kernel on every row of a batch."""
+def _each_row(kernel: Any, q: Array, k: Array, v: Array, own: Array | None, segments: Array) -> Array:
+    """The kernel on every row of a batch; `own` are the segments of the queries, if not those of the keys."""
 
-    def one(q: Array, k: Array, v: Array, own: Array, segments: Array) -> Array:
-        return kernel(q, k, v, segment_ids=pallas.SegmentIds(own, segments))
+    def one(q: Array, k: Array, v: Array, own: Array | None, segments: Array) -> Array:
+        return kernel(q, k, v, segment_ids=pallas.SegmentIds(segments if own is None else own, segments))
 
     return jax.vmap(one)(q, k, v, own, segments)
 
@@ -100,12 +100,12 @@ def _several_passes(dtype: jnp.dtype) -> bool:
 # `_each_row` without such products. Its derivative is wrapped as well, because kernels of the backward pass are traced
 # later than those of the forward. Only where it is needed: so wrapped, XLA finds a schedule that takes more memory.
 @jax.custom_vjp
-def _in_one_pass(kernel: Any, q: Array, k: Array, v: Array, own: Array, segments: Array) -> Array:
+def _in_one_pass(kernel: Any, q: Array, k: Array, v: Array, own: Array | None, segments: Array) -> Array:
     return _forward(kernel, q, k, v, own, segments)[0]
 
 
 def _forward(
-    kernel: Any, q: Array, k: Array, v: Array, own: Array, segments: Array
+    kernel: Any, q: Array, k: Array, v: Array, own: Array | None, segments: Array
 ) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
     with _tracing(), jax.default_matmul_precision("default"):
         return jax.vjp(lambda q, k, v: _each_row(kernel, q, k, v, own, segments), q, k, v)
