@@ -17,7 +17,7 @@ def alone(place: runs.Place, tmp_path_factory: pytest.TempPathFactory) -> pathli
     return workdir
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.campaign)])
 def together(
     request: pytest.FixtureRequest, place: runs.Place, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[pathlib.Path, list[str]]:
