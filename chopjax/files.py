@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and digests of what lies on disk."""
 
+import errno
 import hashlib
 import json
 import os
@@ -48,10 +49,12 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 def _put(path: pathlib.Path, content: bytes) -> None:
     try:
         path.write_bytes(content)
-    except OSError:
-        raise
-    except Exception as error:  # the clients of stores have kinds of their own
-        raise OSError(f"{path}: {' '.join(str(error).split())[:200]}") from error
+    except Exception as error:  # the clients of stores have kinds of their own, and no numbers
+        reason = " ".join(str(error).split())[:200]
+        number = (
+            errno.EACCES if "orbidden" in reason or str(getattr(error, "code", "")) in ("401", "403") else errno.EIO
+        )
+        raise OSError(number, reason, str(path)) from error
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -1,9 +1,11 @@
 """Atomic writes and fingerprints."""
 
+import errno
 import pathlib
 import shutil
 
 import pytest
+from gcs import Store
 
 from chopjax import files
 
@@ -47,3 +49,30 @@ def test_fingerprint_of_a_huge_file_reads_its_edges(tmp_path: pathlib.Path, monk
 
 def test_digest_ignores_the_order_of_keys() -> None:
     assert files.digest({"a": 1, "b": [2]}) == files.digest({"b": [2], "a": 1}) != files.digest({"a": 1, "b": [3]})
+
+
+def test_what_a_store_refuses_is_said_as_of_a_disk(cloud: Store, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cloud, "refuse", lambda method, name: method == "POST" and name.startswith(bucket))
+    with pytest.raises(PermissionError) as refused:
+        files.write_json(f"gs://{bucket}/run/plan.json", {})
+    assert (refused.value.errno, refused.value.filename) == (errno.EACCES, f"gs://{bucket}/run/plan.json")
+    monkeypatch.undo()
+    files.write_json(f"gs://{bucket}/run/plan.json", {"a": 1})
+    assert cloud.objects[f"{bucket}/run/plan.json"][0] == b'{\n  "a": 1\n}\n'
+
+
+def test_a_copy_in_a_store_has_the_same_fingerprint(
+    cloud: Store, bucket: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "WHOLE_BYTES", 50)
+    monkeypatch.setattr(files, "EDGE_BYTES", 10)
+    for name, content in {"small": b"x" * 50, "in/big": bytes(range(200))}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+        cloud.put(f"{bucket}/a/{name}", content)
+    for nested in (True, False):
+        assert files.fingerprint(f"gs://{bucket}/a", nested) == files.fingerprint(tmp_path, nested)
+    assert files.fingerprint(f"gs://{bucket}/a/in/big") == files.fingerprint(tmp_path / "in" / "big")
+    assert files.fingerprint(f"gs://{bucket}/nothing") == "absent"
+    cloud.put(f"{bucket}/a/in/big", bytes(range(199)) + b"y")
+    assert files.fingerprint(f"gs://{bucket}/a") != files.fingerprint(tmp_path)

@@ -202,6 +202,8 @@ class Rows:
         try:
             source = grain.sources.ArrayRecordDataSource(shards)
         except (RuntimeError, ValueError) as error:
+            if paths.is_remote(self.folder):  # as well a name or a permission
+                raise UserError(f"{self.folder}: cannot be read ({error}); see to the store, or to the rows") from error
             raise UserError(f"{self.folder}: damaged rows ({error}); delete the folder and prepare it again") from error
         if len(source) != self.info.rows:
             raise UserError(f"{self.folder}: {len(source)} rows, but {FILE} says {self.info.rows}; prepare it again")
