@@ -4,7 +4,7 @@ import functools
 import pathlib
 from typing import Any
 
-from chopjax import files
+from chopjax import files, paths
 from chopjax.chop.apply import chop_config
 from chopjax.chop.build import WIDTHS, build_plan
 from chopjax.chop.config import PlanConfig
@@ -90,7 +90,7 @@ def foreseen(run: Run) -> Plan:
     """A plan of the sizes that the run's will have, unless a search chooses them; what it keeps may be other units."""
     wanted = run.settings.plan
     if wanted.file:
-        return _read(pathlib.Path(wanted.file))
+        return _read(paths.make(wanted.file))
     rows, scores = run.settings.score.rows, evidence.placeholders(run, wanted)
     return build_plan(wanted, run.source.config.sizes, scores, refit_rows=rows)
 
@@ -100,7 +100,7 @@ def inputs(run: Run) -> dict[str, Any]:
     file = run.settings.plan.file
     inputs = run.settings.dotted("plan") | {"source": run.source_print}
     if file:
-        if not pathlib.Path(file).is_file():
+        if not paths.make(file).is_file():
             raise UserError(f"plan.file: {file} is no file; name a plan.json")
         return inputs | {"plan.file (contents)": files.fingerprint(file)}
     inputs |= metric.inputs(run)
@@ -122,7 +122,7 @@ def describe(plan: Plan) -> list[str]:
 
 def _work(run: Run, wanted: PlanConfig) -> None:
     file = run.settings.plan.file
-    plan = _read(pathlib.Path(file)) if file else choose.plan_for(run, wanted)
+    plan = _read(paths.make(file)) if file else choose.plan_for(run, wanted)
     _check(run, plan)
     if run.writer:
         files.write_text(run.workdir / PLAN, plan.to_json() + "\n")

@@ -138,7 +138,7 @@ class Run:
         """Whether words of the source's tokenizer go; known from the settings, before there is a plan."""
         chosen = self.settings.plan
         if chosen.file:
-            plan = Plan.from_json(pathlib.Path(chosen.file).read_text(encoding="utf-8"))
+            plan = Plan.from_json(paths.make(chosen.file).read_text(encoding="utf-8"))
             return trims(plan.kept.get("vocab"), self.tokenizer.vocab)
         return 0 < chosen.vocab < self.tokenizer.vocab
 

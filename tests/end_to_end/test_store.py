@@ -14,8 +14,11 @@ from end_to_end import runs
 from end_to_end.runs import Death, Ended, Place
 from gcs import Store
 
-from chopjax.commands import cli
+from chopjax import files
+from chopjax.commands import cli, rounds
+from chopjax.commands import plan as planning
 from chopjax.commands.run import Run
+from chopjax.commands.settings import Settings
 from chopjax.errors import UserError
 from chopjax.hf.checkpoint import open_checkpoint
 
@@ -135,3 +138,21 @@ def test_what_no_store_can_do_is_said_before_anything(place: Place, override: st
 def test_a_source_that_is_not_there_is_named(cloud: Store, bucket: str) -> None:
     with pytest.raises(UserError, match=rf"^gs://{bucket}/model/config.json: missing; name a folder in Hugging Face"):
         open_checkpoint(f"gs://{bucket}/model")
+
+
+def test_rounds_have_folders_of_their_own_in_a_store(bucket: str) -> None:
+    chosen = Settings(source="a", workdir=f"gs://{bucket}/run", rounds=({"plan.mlp": 8}, {"plan.mlp": 4}))
+    first, second = rounds.each(chosen, "bfloat16")
+    assert (first.workdir, second.workdir) == (f"gs://{bucket}/run/round-1", f"gs://{bucket}/run/round-2")
+    assert first.export.folder == second.source == f"gs://{bucket}/run/round-1/export"
+    assert second.export.folder == f"gs://{bucket}/run/export"
+
+
+def test_a_plan_in_a_store(place: Place, cloud: Store, bucket: str, whole: pathlib.Path) -> None:
+    words = [*place.arguments(whole), f"--config.plan.file=gs://{bucket}/plan.json"]
+    one = Run(cli.parse(["plan", *words]))
+    with pytest.raises(UserError, match=rf"plan.file: gs://{bucket}/plan.json is no file"):
+        planning.inputs(one)
+    cloud.put(f"{bucket}/plan.json", (whole / "plan.json").read_bytes())
+    assert planning.inputs(one)["plan.file (contents)"] == files.fingerprint(whole / "plan.json")
+    assert not one.trimmed and planning.foreseen(one).layers == [0, 2, 3]
