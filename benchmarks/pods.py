@@ -150,7 +150,7 @@ def page(found: list[dict[str, str | float | None]]) -> str:
         "Compiled by libtpu without a TPU and made by `python benchmarks/pods.py --write docs/benchmarks.md`, whose "
         "head says what is counted. All per chip: rows of 4096 tokens, full remat, float32 master weights and AdamW, "
         "bfloat16 gradients, plain FSDP. MaxText is version 0.2.5 with jax 0.12, its own step compiled for the same "
-        "chips. Cycles are the compiler's estimate and leave out what a chip waits for others; nothing was run on a TPU.",
+        "chips. Cycles are the compiler's estimate, without what a chip waits for others; nothing was run on a TPU.",
         "",
         "| step | slice | rows a chip | peak, GB | cycles | sent, GB | compile, s | MaxText: peak, cycles, sent |",
         "|---|---|---|---|---|---|---|---|",

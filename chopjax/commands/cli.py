@@ -4,6 +4,7 @@ absl alone gives tracebacks and status 1, and loads the config only at its first
 command's own module is imported only after its config has been read and checked.
 """
 
+import argparse
 import errno
 import importlib
 import os
@@ -22,7 +23,8 @@ from chopjax.commands import defaults, settings
 from chopjax.errors import Diverged, Preempted, UserError
 from chopjax.train import preemption
 
-Main = Callable[[settings.Settings], None]
+Main = Callable[..., None]
+"""Takes the settings and, where a command has flags of its own, what was given of them."""
 
 EXIT_DIVERGED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 # What a folder or a disk refuses; any other OSError is a bug.
@@ -36,7 +38,12 @@ _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
 _OTHER_FIELDS = re.compile(r"Other fields present: .*(?=Did you mean)|Other fields present: .*", re.DOTALL)
 
 
-def run(command: str | Main, positional: str = "", required: Sequence[str] = ("source", "workdir")) -> None:
+def run(
+    command: str | Main,
+    positional: str = "",
+    required: Sequence[str] = ("source", "workdir"),
+    own: argparse.ArgumentParser | None = None,
+) -> None:
     """Runs a command with the settings of `sys.argv`.
 
     Bad input, in the config or found later as a `UserError`, is one line on stderr and exit status 2, and so is what a
@@ -48,13 +55,15 @@ def run(command: str | Main, positional: str = "", required: Sequence[str] = ("s
         command: a module of `chopjax.commands`, imported after the config was read, or its `main` itself.
         positional: dotted field that a single argument without a flag sets; with it, `--config` may be left out.
         required: top-level fields that must not be empty; not asked for where the positional argument is given.
+        own: flags of the command beside the config; what they hold is its second argument.
     """
     try:
-        chosen = parse(sys.argv, positional, required)
+        options, argv = _own_flags(own, sys.argv)
+        chosen = parse(argv, positional, required)
         platforms.skip_absent_tpus()
         main = _main_of(command) if isinstance(command, str) else command
         with preemption.caught():
-            main(chosen)
+            main(chosen, *options)
     except Preempted as stop:
         if said := "told to end (SIGTERM); the same command goes on" if stop.said is None else stop.said:
             print(said, flush=True)
@@ -70,6 +79,24 @@ def run(command: str | Main, positional: str = "", required: Sequence[str] = ("s
         _end(f"error: {reason}; see to the path, its permissions and the space left", EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         _end("interrupted; the same command goes on where it was", EXIT_INTERRUPTED)
+
+
+def _own_flags(
+    own: argparse.ArgumentParser | None, argv: list[str]
+) -> tuple[tuple[argparse.Namespace, ...], list[str]]:
+    """What was given of a command's own flags, and all other arguments."""
+    if own is None:
+        return (), argv
+    if {"--help", "-help", "-h"} & set(argv[1:]):
+        print(own.format_help())
+        return (), argv
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(message)
+
+    own.error = refuse  # type: ignore[method-assign]  # argparse would print its usage too
+    found, rest = own.parse_known_args(argv[1:])
+    return (found,), [argv[0], *rest]
 
 
 def _refusal(error: Exception) -> str:
