@@ -18,7 +18,6 @@ from chopjax.models.decoder import abstract_params
 from chopjax.score.activations import score_sums
 from chopjax.sharding.mesh import (
     Constrain,
-    Kernel,
     batch_sharding,
     make_mesh,
     param_shardings,
@@ -61,7 +60,6 @@ class TrainingStep:
         optimizer: how gradients become updates.
         mesh: how devices are laid out.
         vocab_tokens: tokens of the tokenizer, where vocabularies are padded.
-        kernel: what computes attention (`sharding.mesh.Constrain`).
         matching: which activations are compared with the teacher's; None for none.
         teacher_optimizer: of a teacher that learns in the same step; None for one that does not.
         kept: entries of the teacher's distribution that batches bring for each token, with `step.cached`.
@@ -76,7 +74,6 @@ class TrainingStep:
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     vocab_tokens: int | None = None
-    kernel: Kernel = "auto"
     matching: Matching | None = None
     teacher_optimizer: OptimizerConfig | None = None
     kept: int = 64
@@ -94,7 +91,7 @@ class TrainingStep:
     def lower(self, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
         """See `Step.lower`."""
         mesh, fallbacks = make_mesh(self.mesh, devices), self.mesh.fallbacks
-        pin = Constrain(mesh, fallbacks, self.kernel)
+        pin = Constrain(mesh, fallbacks, self.mesh.attention)
         optimizer = optimizers.build(self.optimizer, leaves_of(self.student, self.matching))
         student, teacher = trained(self.student, optimizer, self.matching), None
         if self.teacher is not None and self.teacher_optimizer is not None:
@@ -130,7 +127,6 @@ class ScoringStep:
         length: tokens of a row.
         dtype: of parameters and activations.
         mesh: how devices are laid out.
-        kernel: what computes attention.
     """
 
     model: ModelConfig
@@ -138,12 +134,11 @@ class ScoringStep:
     length: int
     dtype: str = "bfloat16"
     mesh: MeshConfig = MeshConfig()
-    kernel: Kernel = "auto"
 
     def lower(self, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
         """See `Step.lower`."""
         mesh = make_mesh(self.mesh, devices)
-        pin = Constrain(mesh, self.mesh.fallbacks, self.kernel)
+        pin = Constrain(mesh, self.mesh.fallbacks, self.mesh.attention)
         step = jax.jit(functools.partial(score_sums, self.model, constrain=pin), out_shardings=replicated(mesh))
         half = jax.ShapeDtypeStruct((self.rows,), jnp.int32, sharding=row_sharding(mesh))
         batch = _placed(_rows(self.rows, self.length), batch_sharding(mesh))
@@ -163,7 +158,6 @@ class EvaluationStep:
         dtype: of parameters and activations.
         mesh: how devices are laid out.
         vocab_tokens: tokens of the tokenizer, where vocabularies are padded.
-        kernel: what computes attention.
     """
 
     model: ModelConfig
@@ -174,13 +168,12 @@ class EvaluationStep:
     dtype: str = "bfloat16"
     mesh: MeshConfig = MeshConfig()
     vocab_tokens: int | None = None
-    kernel: Kernel = "auto"
 
     def lower(self, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
         """See `Step.lower`."""
         mesh = make_mesh(self.mesh, devices)
         options: dict[str, Any] = {"chunk": self.chunk, "vocab_tokens": self.vocab_tokens}
-        options["constrain"] = Constrain(mesh, self.mesh.fallbacks, self.kernel)
+        options["constrain"] = Constrain(mesh, self.mesh.fallbacks, self.mesh.attention)
         if self.teacher is not None:
             options["teacher_config"] = self.teacher
             options["teacher_params"] = _params(self.teacher, self.dtype, self.mesh, mesh)

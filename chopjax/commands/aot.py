@@ -10,7 +10,7 @@ from typing import Any
 # Before jax is imported: what is here is no part of the answer, and a TPU's library would look for chips.
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-from chopjax import files  # noqa: E402
+from chopjax import files, paths  # noqa: E402
 from chopjax.aot import cache, describe, hardware, sweep, topology  # noqa: E402
 from chopjax.aot.compiling import Costs  # noqa: E402
 from chopjax.aot.estimate import Estimate  # noqa: E402
@@ -39,7 +39,7 @@ def main(chosen: Settings, options: argparse.Namespace) -> None:
     found, device = foresee(chosen), hardware.device(slices)
     step = found.training()
     check_batches(found, slices)
-    folder = pathlib.Path(chosen.workdir or "runs") / "aot"
+    folder = paths.make(chosen.workdir or "runs") / "aot"
     _introduce(found, step, slices)
     if options.table:
         print(format_table(table(found.student, step.mesh.shape(slices.devices), step.mesh.fallbacks)))

@@ -1,8 +1,8 @@
 """What a run will compute, from its settings and the shapes of its models alone: no weights, no text, no devices."""
 
 import dataclasses
-import pathlib
 
+from chopjax import paths
 from chopjax.aot.steps import EvaluationStep, ScoringStep, TrainingStep
 from chopjax.chop.apply import chop_config
 from chopjax.chop.build import build_plan
@@ -115,7 +115,7 @@ def foresee(chosen: Settings) -> Foreseen:
 
 def _plan(chosen: Settings, source: ModelConfig) -> Plan:
     """The plan of the workdir or of the settings; else one of the same sizes."""
-    file = pathlib.Path(chosen.plan.file or pathlib.Path(chosen.workdir) / PLAN)
+    file = paths.make(chosen.plan.file) if chosen.plan.file else paths.make(chosen.workdir) / PLAN
     if chosen.plan.file or (chosen.workdir and file.exists()):
         try:
             plan = Plan.from_json(file.read_text(encoding="utf-8"))

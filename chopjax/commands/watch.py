@@ -17,10 +17,10 @@ from chopjax.errors import Preempted
 from chopjax.evaluate.perplexity import Evaluation, evaluate_rows
 from chopjax.models.block import Masks
 from chopjax.models.config import ModelConfig
-from chopjax.models.parameters import flops_per_token
 from chopjax.sharding.mesh import place_batch
 from chopjax.train import preemption
 from chopjax.train.checkpoints import METRIC, Checkpoints
+from chopjax.train.flops import step_flops
 from chopjax.train.goodput import Goodput
 from chopjax.train.heartbeat import Heartbeat
 from chopjax.train.loop import due, to_host
@@ -170,11 +170,9 @@ class Watch:
 
 
 def training_flops(run: Run, phase: Phase) -> float:
-    """FLOPs that training on one token takes: three forward passes of what learns, one of a teacher that does not."""
-    length = run.student_data.length
-    passes = {"beside": 1, "learning": 3}.get(phase.teacher, 0)
-    teacher = passes * flops_per_token(run.teacher_config, length) if passes else 0.0
-    return 3 * flops_per_token(phase.config, length) + teacher
+    """FLOPs that training on one token takes; what is made again in the backward pass not counted."""
+    teacher = run.teacher_config if phase.teacher in ("beside", "learning") else None
+    return step_flops(phase.config, teacher, 1, run.student_data.length, learning=phase.teacher == "learning").model
 
 
 def heldout(

@@ -80,7 +80,7 @@ def test_written_config_reads_back_equal(tmp_path: pathlib.Path) -> None:
         ({"plan": {"mlp": -4}}, "plan.mlp is -4; give 0 or more"),
         ({"score": {"rows": 0}}, "score.rows is 0; give 1 or more"),
         ({"mesh": {"tensor": 0}}, "mesh.tensor is 0; give a number of devices"),
-        ({"mesh": {"tensor": -1}}, "more than one of mesh.data, mesh.fsdp and mesh.tensor is -1"),
+        ({"mesh": {"tensor": -1}}, "more than one of mesh.data, mesh.fsdp, mesh.context, mesh.tensor is -1"),
         ({"loss": {"kl": 0.0}}, "loss.cosine, loss.wsl are all 0; give at least one of them a weight"),
         ({"evaluate": {"window": 4, "stride": 5}}, "evaluate.stride is 5; give at most evaluate.window = 4"),
         ({"export": {"dtype": "float8"}}, "export.dtype is 'float8'; choose one of"),
