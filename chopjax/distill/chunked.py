@@ -152,7 +152,7 @@ class _Device:
     """What one device does: its rows or its part of them, its columns, and what it has to ask of others."""
 
     def __init__(self, terms: Terms, pin: Constrain, unembeds: dict[str, Array], scalars: Scalars) -> None:
-        self._terms, self._unembeds, self._scalars = terms, unembeds, scalars
+        self._terms, self._pin, self._unembeds, self._scalars = terms, pin, unembeds, scalars
         rows, columns = pin.parts("batch") + pin.parts("length"), pin.parts(COLUMNS)
         self._shards = pin.size(rows)
         self._shared = tuple(axis for axis in columns if axis in rows)  # whose rows' columns lie apart
@@ -182,7 +182,7 @@ class _Device:
     def scattered(self, sums: Float[Array, "token embed"]) -> Float[Array, "own_token embed"]:
         """Sums over all columns, of this device's own tokens."""
         sums = jax.lax.psum(sums, self._whole) if self._whole else sums
-        return jax.lax.psum_scatter(sums, self._shared, tiled=True) if self._shared else sums
+        return self._pin.scatter_sum(sums, self._shared) if self._shared else sums
 
     def over_rows(self, sums: Array) -> Array:
         """Sums over the rows that were not gathered."""

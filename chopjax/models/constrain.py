@@ -36,6 +36,16 @@ class Constrain(Protocol):
         """`function` of each device's own part of its arguments; it calls collectives itself."""
         ...
 
+    def summed(
+        self, gradient: Callable[[Array, Array], Array], x: Array, d_y: Array, axes: tuple[str | None, ...]
+    ) -> Array:
+        """`gradient(x, d_y)` of a kernel with these axes, summed over all devices' tokens, split as it is held."""
+        ...
+
+    def scatter_sum(self, x: Array, mesh_axes: tuple[str, ...], dimension: int = 0) -> Array:
+        """In a `manual` function: sums over mesh axes, of which each device keeps its part of a dimension."""
+        ...
+
     def attention(
         self,
         q: Float[Array, "batch length kv_heads q_per_kv head_dim"],
@@ -70,6 +80,14 @@ class _Unpinned:
 
     def holding(self, *axes: str) -> "_Unpinned":
         return self
+
+    def summed(
+        self, gradient: Callable[[Array, Array], Array], x: Array, d_y: Array, axes: tuple[str | None, ...]
+    ) -> Array:
+        return gradient(x, d_y)
+
+    def scatter_sum(self, x: Array, mesh_axes: tuple[str, ...], dimension: int = 0) -> Array:
+        return x
 
     def manual(self, function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
         return function

@@ -50,9 +50,9 @@ class Gathered(NamedTuple):
         """The kernel as products need it."""
         return self.pin(kernel, tuple(None if axis == "embed" else axis for axis in self.axes))
 
-    def split(self, gradient: Array) -> Array:
+    def gradient(self, of: Callable[[Array, Array], Array], x: Array, d_y: Array) -> Array:
         """The kernel's gradient as it is held: each device adds up its own part only."""
-        return self.pin(gradient, self.axes)
+        return self.pin.summed(of, x, d_y, self.axes)
 
 
 ALONE = Gathered()  # one device holds the kernel whole
@@ -89,8 +89,11 @@ def _product_backward(
     of_y, of_kernel = tuple(range(d_y.ndim - outputs, d_y.ndim)), tuple(range(contracted, kernel.ndim))
     d_x = jax.lax.dot_general(d_y, kernel, ((of_y, of_kernel), ((), ())))
     tokens = tuple(range(x.ndim - contracted))
-    d_kernel = jax.lax.dot_general(x, d_y, ((tokens, tokens), ((), ())))
-    return d_x, gathered.split(d_kernel)
+
+    def gradient(x: Array, d_y: Array) -> Array:
+        return jax.lax.dot_general(x, d_y, ((tokens, tokens), ((), ())))
+
+    return d_x, gathered.gradient(gradient, x, d_y)
 
 
 product.defvjp(_product_forward, _product_backward)

@@ -1,6 +1,7 @@
 """Meshes, and shardings on them, from the rules."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from chopjax.errors import UserError
 from chopjax.models.attention import Places
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import declare
+from chopjax.sharding import torus
 from chopjax.sharding.attention import attention_on_mesh
 from chopjax.sharding.rows import local_rows, share_of
 from chopjax.sharding.rules import MESH_AXES, RULES, Kernel, MeshConfig, assign
@@ -175,6 +177,20 @@ def spec(
     return PartitionSpec(*(entry[0] if len(entry) == 1 else entry or None for entry in entries))
 
 
+@functools.cache
+def line_stages(mesh: Mesh | AbstractMesh, axis: str) -> Sequence[torus.Groups | None]:
+    """The stages of a reduce-scatter along a mesh axis: one over all of it, where that is a line or no torus."""
+    if not isinstance(mesh, Mesh):
+        return (None,)
+    along = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0).reshape(mesh.shape[axis], -1)[:, 0]
+    if not all(hasattr(device, "coords") for device in along):
+        return (None,)
+    # A chip may show itself as several devices.
+    coords = [(*device.coords, getattr(device, "core_on_chip", 0)) for device in along]
+    found = torus.stages(coords) or ()
+    return found if len(found) > 1 else (None,)
+
+
 @dataclasses.dataclass(frozen=True)
 class Constrain:
     """Pins activations to a mesh by the names of their axes; call it as `constrain(array, ("batch", "length"))`.
@@ -241,6 +257,46 @@ class Constrain:
     def size(self, mesh_axes: tuple[str, ...]) -> int:
         """Number of devices along all of these mesh axes."""
         return math.prod(self.mesh.shape[axis] for axis in mesh_axes)
+
+    def summed(
+        self, gradient: Callable[[Array, Array], Array], x: Array, d_y: Array, axes: tuple[str | None, ...]
+    ) -> Array:
+        """A kernel's gradient, made by each device of its own tokens, then reduce-scattered as the kernel is held.
+
+        Written out, since XLA makes an all-reduce of what it is only told to split.
+
+        Args:
+            gradient: of inputs and the gradient of outputs, both [batch, length, ...].
+            x: inputs.
+            d_y: gradient of outputs.
+            axes: the kernel's axes.
+        """
+        tokens = self.parts("batch") + self.parts("length")
+        split = self.parts("embed") if "embed" in axes else ()
+        if not split or jax.eval_shape(gradient, x, d_y).shape[axes.index("embed")] % self.size(split):
+            return self(gradient(x, d_y), axes)
+        whole = tuple(axis for axis in tokens if axis not in split)
+
+        def on_device(x: Array, d_y: Array) -> Array:
+            part = self.scatter_sum(gradient(x, d_y), split, axes.index("embed"))
+            return jax.lax.psum(part, whole) if whole else part
+
+        by_device = jax.shard_map(
+            on_device,
+            mesh=self.mesh,
+            in_specs=(PartitionSpec(self.parts("batch") or None, self.parts("length") or None),) * 2,
+            out_specs=PartitionSpec(*(split if axis == "embed" else None for axis in axes)),
+            axis_names=set(tokens),
+            check_vma=False,
+        )
+        return self(by_device(x, d_y), axes)
+
+    def scatter_sum(self, x: Array, mesh_axes: tuple[str, ...], dimension: int = 0) -> Array:
+        """Sums over mesh axes, of which each device keeps its part of a dimension; for use in `manual` functions."""
+        for axis in mesh_axes:
+            for groups in line_stages(self.mesh, axis):
+                x = jax.lax.psum_scatter(x, axis, scatter_dimension=dimension, axis_index_groups=groups, tiled=True)
+        return x
 
     def manual(self, function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
         """`function` of each device's own part of its arguments; it calls collectives itself.
