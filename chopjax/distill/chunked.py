@@ -132,8 +132,9 @@ def _on_mesh(
                 return (sums, None), None
             d_logits = (d_logits * chunk["weights"][:, None]).astype(unembed.dtype)
             d_unembed = d_unembed + _product("te,tv->ev", chunk["hidden"], d_logits)
-            d_hidden = device.scattered(_product("tv,ev->te", d_logits, unembed))
-            return (sums, d_unembed), d_hidden.astype(unembed.dtype)
+            # Rounded before it is sent, as all gradients of activations are that cross devices.
+            d_hidden = _product("tv,ev->te", d_logits, unembed).astype(unembed.dtype)
+            return (sums, d_unembed), device.scattered(d_hidden)
 
         start = {name: jnp.zeros((), jnp.float32) for name in _names(terms, tokens)}
         zeros = jnp.zeros(unembed.shape, jnp.float32) if gradients else None

@@ -73,7 +73,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     inner = {name: size // outer[name] for name, size in shape.items()}
     try:
         if math.prod(outer.values()) == 1:
-            return jax.make_mesh(list(shape.values()), MESH_AXES, axis_types=types, devices=devices)
+            made = jax.make_mesh(list(shape.values()), MESH_AXES, axis_types=types, devices=devices)
+            return _by_lines(made, devices)
         placed = mesh_utils.create_hybrid_device_mesh(
             list(inner.values()), list(outer.values()), devices, process_is_granule=by_host
         )
@@ -83,6 +84,25 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"{said} does not fit the grid in which the devices stand; give sizes that are products of its sides"
         ) from error
     return Mesh(placed, MESH_AXES, axis_types=types)
+
+
+def _by_lines(made: Mesh, devices: Sequence[jax.Device]) -> Mesh:
+    """A mesh with one axis, of which JAX may have made a ring, line by line: sums go along lines (`sharding.torus`)."""
+    coords = _coords(devices)
+    if max(made.shape.values()) < len(devices) or coords is None:
+        return made
+    placed = dict(zip(devices, coords, strict=True))
+    if torus.stages([placed[device] for device in made.devices.flat]) is not None:
+        return made
+    ordered = np.array(sorted(devices, key=placed.__getitem__), dtype=object)
+    return Mesh(ordered.reshape(made.devices.shape), made.axis_names, axis_types=made.axis_types)
+
+
+def _coords(devices: Sequence[jax.Device]) -> list[tuple[int, ...]] | None:
+    """Where devices stand; a chip may show itself as several. None for devices that stand nowhere, as CPUs."""
+    if not all(hasattr(device, "coords") for device in devices):
+        return None
+    return [(*device.coords, getattr(device, "core_on_chip", 0)) for device in devices]
 
 
 def _check_slices(config: MeshConfig, devices: Sequence[jax.Device]) -> bool:
@@ -183,11 +203,8 @@ def line_stages(mesh: Mesh | AbstractMesh, axis: str) -> Sequence[torus.Groups |
     if not isinstance(mesh, Mesh):
         return (None,)
     along = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0).reshape(mesh.shape[axis], -1)[:, 0]
-    if not all(hasattr(device, "coords") for device in along):
-        return (None,)
-    # A chip may show itself as several devices.
-    coords = [(*device.coords, getattr(device, "core_on_chip", 0)) for device in along]
-    found = torus.stages(coords) or ()
+    coords = _coords(along.tolist())
+    found = (torus.stages(coords) if coords else None) or ()
     return found if len(found) > 1 else (None,)
 
 
