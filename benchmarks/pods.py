@@ -25,6 +25,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 from chopjax import files  # noqa: E402
 from chopjax.aot import cache, topology  # noqa: E402
 from chopjax.aot.compiling import Costs  # noqa: E402
+from chopjax.aot.estimate import Estimate  # noqa: E402
 from chopjax.aot.steps import TrainingStep  # noqa: E402
 from chopjax.distill.config import LossConfig  # noqa: E402
 from chopjax.models.config import ModelConfig, Rope  # noqa: E402
@@ -128,7 +129,8 @@ def measure(name: str, workdir: pathlib.Path, dump: pathlib.Path | None) -> dict
     slices = topology.parse(row.topology)
     result: dict[str, str | float | None] = {"name": name, "topology": row.topology}
     result |= dict.fromkeys(("peak_gb", "cycles", "wire_gb", "compile_seconds"))
-    costs = cache.costs(row.step(slices.devices), slices, workdir, dump=str(dump / name) if dump else "")
+    step = row.step(slices.devices)
+    costs = cache.costs(step, slices, workdir, dump=str(dump / name) if dump else "")
     if costs.peak_bytes is None:
         needed = f", needs {costs.needed_bytes / 1e9:.2f} GB" if costs.needed_bytes else ""
         print(f"{name:16} {row.topology:10} does not fit{needed}", flush=True)
@@ -139,6 +141,8 @@ def measure(name: str, workdir: pathlib.Path, dump: pathlib.Path | None) -> dict
     cells = (f"{result[key]:{form}}" if result[key] is not None else "-" for key, form in COLUMNS.items())
     print(f"{name:16} {row.topology:10} " + " ".join(f"{cell:>8}" for cell in cells), flush=True)
     print_costs(costs)
+    estimate = Estimate(step, slices.devices)
+    print(f"    estimated: {estimate.memory().peak / 1e9:.2f} GB, {estimate.wire().ici / 1e9:.1f} GB sent", flush=True)
     return result
 
 

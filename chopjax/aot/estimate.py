@@ -159,6 +159,7 @@ class Estimate:
             if step.teacher is not None:
                 wide += 2 * step.teacher.layers * step.teacher.embed
             sent += 2 * (tensor - 1) / tensor * self._bytes * self._tokens * wide * accumulate
+        sent += share * self._bytes * self._tokens * accumulate * self._tokens_wide(shards)
         held = self._student * self._bytes
         copies = self._mesh["data"]
         inside = copies // self._slices if copies % self._slices == 0 else copies
@@ -166,6 +167,16 @@ class Estimate:
             sent += 2 * (inside - 1) / inside * held
         across = 2 * (self._slices - 1) / self._slices * held if self._slices > 1 else 0.0
         return Wire(sent, across)
+
+    def _tokens_wide(self, shards: int) -> float:
+        """Values that a device sends for each of its own tokens, before the share that stays.
+
+        Embeddings are exchanged for tokens, there and back; hidden states go to all devices that hold columns of the
+        logits, and their gradients come back.
+        """
+        step = self._step
+        wide = (2 + 2 * shards) * step.student.embed
+        return wide + ((1 + shards) * step.teacher.embed if step.teacher is not None else 0)
 
     def time(self, device: Device) -> Time:
         """Seconds of one step."""
@@ -216,8 +227,8 @@ class Estimate:
         return self._tokens * self._bytes * (6 * config.embed + split / self._mesh["tensor"])
 
     def _working(self, config: ModelConfig) -> float:
-        # The next layer is gathered while one is worked on, and its gradient is whole before it is scattered.
-        gathered = 3 * self._gathered_layers(config) / config.layers * self._bytes if self._mesh["fsdp"] > 1 else 0.0
+        # The next layer is gathered while one is worked on; gradients are scattered one by one.
+        gathered = 2 * self._gathered_layers(config) / config.layers * self._bytes if self._mesh["fsdp"] > 1 else 0.0
         return gathered + self._inside(config)
 
     def _loss(self) -> float:

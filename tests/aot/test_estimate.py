@@ -43,13 +43,17 @@ def test_what_a_lever_does() -> None:
 
 
 def test_wire_of_plain_fsdp() -> None:
-    """Weights gathered there and back and gradients scattered, the teacher's gathered once: 3/4 of each over four."""
+    """Weights gathered there and back and gradients scattered, the teacher's gathered once: 3/4 of each over four.
+
+    Of each token its embedding, there and back; its hidden state to all four, and its gradient back.
+    """
     matrices = {
         model: model.layers * model.embed * (2 * model.q_heads * 128 + 2 * model.kv_heads * 128 + 3 * model.mlp)
         for model in (STUDENT, TEACHER)
     }
     found = Estimate(STEP, 4).wire()
-    assert found.ici == pytest.approx(0.75 * 2 * (3 * matrices[STUDENT] + matrices[TEACHER]))
+    tokens = 2 * 1024 * ((2 + 2 * 4) * 1024 + (1 + 4) * 1280)
+    assert found.ici == pytest.approx(0.75 * 2 * (3 * matrices[STUDENT] + matrices[TEACHER] + tokens))
     assert found.dcn == 0
     copies = dataclasses.replace(STEP, mesh=MeshConfig(data=2, dcn_data=2))
     across = Estimate(copies, 8, slices=2).wire()
@@ -76,14 +80,15 @@ def test_flops_by_hand() -> None:
 @needs_libtpu
 @pytest.mark.parametrize("topology_name", ["v5e:2x2", "v5p:2x2x1"])
 def test_beside_a_compile(topology_name: str) -> None:
-    """Within a fifth of the peak, and of the traffic where the compiler can print it."""
+    """An upper bound of the peak, since so small a step lies in the cores' own memory in part; and of the traffic."""
     slices = topology.parse(topology_name)
     costs = compiling.compile(STEP, topology.devices(slices)).costs
     estimate = Estimate(STEP, slices.devices)
-    assert costs.peak_bytes == pytest.approx(estimate.memory().peak, rel=0.2)
+    assert costs.peak_bytes is not None
+    assert costs.peak_bytes <= estimate.memory().peak <= 1.4 * costs.peak_bytes
     assert sum(costs.at_peak.values()) == pytest.approx(costs.peak_bytes, rel=0.02)
-    assert costs.at_peak["optimizer"] == pytest.approx(estimate.memory().optimizer, rel=0.01)
-    assert costs.at_peak["teacher"] == pytest.approx(estimate.memory().teacher, rel=0.05)
+    for kind in ("parameters", "optimizer", "teacher"):  # what is in the cores' memory at that time is not counted
+        assert 0.85 <= costs.at_peak[kind] / getattr(estimate.memory(), kind) <= 1.01
     if costs.statistics is not None:
-        assert sum(costs.statistics.wire_bytes.values()) == pytest.approx(estimate.wire().ici, rel=0.25)
+        assert sum(costs.statistics.wire_bytes.values()) == pytest.approx(estimate.wire().ici, rel=0.15)
     assert estimate.time(hardware.device(slices)).step > 0
