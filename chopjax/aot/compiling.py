@@ -15,6 +15,7 @@ import jax
 from chopjax.aot import hlo, live
 from chopjax.aot.steps import Step
 
+MODULE = "module.txt"  # in a folder of reports, the text that costs are read from
 _NEEDED = re.compile(r"Used ([0-9.]+)([KMGT]?) of")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -103,7 +104,11 @@ def compile_lowered(
         memory = _memory(compiled)
         peak = memory.pop("peak")
         at_peak = live.at_peak(pathlib.Path(folder), peak) if explain or dump else {}
-    return Compilation(Costs(peak, None, memory, at_peak, lower_seconds, seconds, _statistics(compiled)), compiled)
+    text = _text(compiled)
+    if dump and text:
+        pathlib.Path(dump, MODULE).write_text(text, encoding="utf-8")
+    statistics = hlo.statistics(text) if text else None
+    return Compilation(Costs(peak, None, memory, at_peak, lower_seconds, seconds, statistics), compiled)
 
 
 def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
@@ -120,12 +125,11 @@ def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     }
 
 
-def _statistics(compiled: jax.stages.Compiled) -> hlo.Statistics | None:
+def _text(compiled: jax.stages.Compiled) -> str:
     try:
-        text = compiled.as_text()
+        return compiled.as_text() or ""
     except jax.errors.JaxRuntimeError:
-        return None
-    return hlo.statistics(text) if text else None
+        return ""
 
 
 def _needed(message: str) -> int | None:
