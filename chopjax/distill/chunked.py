@@ -99,8 +99,7 @@ def _sums_and_gradients(
     terms: Terms, pin: Constrain, student: Any, tokens: Any, teacher_unembed: Any, scalars: Scalars
 ) -> tuple[tuple[Array, Parts], tuple[Array, Array]]:
     parts, (d_hidden, d_unembed) = _on_mesh(terms, pin, student, tokens, teacher_unembed, scalars, gradients=True)
-    # Where the kernel lies: else all that updates it would be brought to where its gradient was made.
-    d_unembed = pin(d_unembed[:, : student[1].shape[1]], ("embed", "vocab"))
+    d_unembed = d_unembed[:, : student[1].shape[1]]
     return (_total(terms, parts, scalars), parts), (d_hidden, d_unembed)
 
 

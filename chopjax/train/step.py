@@ -11,17 +11,20 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
+from chopjax.axes import flatten, unflatten
 from chopjax.chop.dimchop import DimChop, kept_share
 from chopjax.distill.config import LossConfig
 from chopjax.distill.losses import refuse_missing
+from chopjax.distill.matching import Matching
 from chopjax.distill.objective import Batch, Metrics, Models, Params, batch_sums
 from chopjax.distill.schedules import scalars
 from chopjax.errors import UserError
 from chopjax.models import decoder
+from chopjax.models.config import ModelConfig
 from chopjax.sharding.mesh import batch_sharding, replicated
 from chopjax.train import skipping
 from chopjax.train.schedules import Schedule
-from chopjax.train.state import TeacherState, TrainState
+from chopjax.train.state import TeacherState, TrainState, leaves_of
 
 ComputeDtype = Literal["float32", "bfloat16"]
 Update = tuple[Any, Any]
@@ -105,7 +108,8 @@ def make_step(
             own = learning[1] if correct else jax.lax.stop_gradient(teacher) if uses_teacher else None
             return objective(models, loss, now, learning[0], own, micro)
 
-        gradients, total = _accumulate(sums, config.accumulate, (params, teacher if correct else None), batch)
+        learning = params, teacher if correct else None
+        gradients, total = _accumulate(sums, config.accumulate, learning, batch, functools.partial(_in_place, models))
         tokens = total.pop("tokens")
         count = jnp.maximum(tokens, 1.0)
         gradients = jax.tree.map(lambda gradient: gradient / count, gradients)
@@ -160,14 +164,33 @@ def _updated(
     return skipping.where(healthy, (optax.apply_updates(params, updates), new_state), (params, opt_state))
 
 
+def _in_place(models: Models, gradients: tuple[Params, Params | None]) -> tuple[Params, Params | None]:
+    """Gradients where their parameters lie: else XLA may bring parameters and moments to where a gradient was made."""
+
+    def pinned(config: ModelConfig | None, matching: Matching | None, found: Params | None) -> Params | None:
+        if config is None or found is None:
+            return None
+        leaves = leaves_of(config, matching)
+        flat = flatten(found)
+        return unflatten({path: models.constrain(leaf, leaves[path].axes) for path, leaf in flat.items()})
+
+    student = pinned(models.student, models.matching, gradients[0])
+    assert student is not None
+    return student, pinned(models.teacher, None, gradients[1])
+
+
 def _accumulate(
-    sums: Callable[[Any, Batch], tuple[Array, Metrics]], accumulate: int, learning: Any, batch: Batch
+    sums: Callable[[Any, Batch], tuple[Array, Metrics]],
+    accumulate: int,
+    learning: Any,
+    batch: Batch,
+    in_place: Callable[[Any], Any],
 ) -> tuple[Any, Metrics]:
     """Float32 gradients and sums of a batch, micro-batch by micro-batch."""
 
     def one(micro: Batch) -> tuple[Any, Metrics]:
         gradients, total = jax.grad(sums, has_aux=True)(learning, micro)
-        return _cast(gradients, jnp.float32), total
+        return _cast(in_place(gradients), jnp.float32), total
 
     if accumulate == 1:
         return one(batch)
