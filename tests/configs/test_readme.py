@@ -10,6 +10,8 @@ from data.conftest import build_tokenizer
 from hf.plain_checkpoints import plain_checkpoint
 from ml_collections import config_dict
 
+from chopjax.aot import topology
+from chopjax.aot.flags import flags
 from chopjax.chop.plan import Plan
 from chopjax.commands import cli, settings
 from chopjax.commands.settings import Settings
@@ -66,8 +68,11 @@ def test_every_command_line_parses() -> None:
     for command, *arguments in found:
         assert (ROOT / "chopjax" / f"{command}.py").exists() or (ROOT / "chopjax" / command / "__main__.py").exists()
         arguments = [argument.replace("configs/", f"{ROOT}/configs/") for argument in arguments]
+        if command == "aot":
+            options, arguments = flags().parse_known_args(arguments)
+            assert topology.parse(options.topology).chips
         chosen = cli.parse([command, *arguments])
-        assert chosen.source and chosen.workdir
+        assert chosen.source and (chosen.workdir or command == "aot")
 
 
 def test_the_table_lists_every_command() -> None:
