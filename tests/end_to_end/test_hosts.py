@@ -78,7 +78,7 @@ def test_one_host_is_told_to_end_and_the_last_checkpoint_is_damaged(
 
 def test_a_host_that_hangs_is_named(place: runs.Place, copied: pathlib.Path) -> None:
     hang = Death("chopjax.data.batches:Batches.__next__", 5, after=copied / "never")
-    settings = place.arguments(copied, "train.hang_seconds=1", "train.hang_ends=True")
+    settings = place.arguments(copied, "train.hang_seconds=8", "train.hang_ends=True")
     ended = hosts.run(place, "heal", settings, 2, DEVICES // 2, {1: hang})
     assert ended[0].status == 1
     line = next(line for line in ended[0].stderr.splitlines() if line.startswith("no step has ended for "))
