@@ -40,7 +40,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except OSError:
+    except BaseException:  # SIGTERM and the keyboard too
         beside.unlink(missing_ok=True)
         raise
     sync(path.parent)
