@@ -148,9 +148,9 @@ class Estimate:
             layers["teacher"] = self._gathered_layers(step.teacher)
         shards = self._mesh["fsdp"]
         share = (shards - 1) / shards
-        # Once on the way there, once on the way back, and the gradients.
-        gathers = 3 if not step.learning else 3 + 2
-        sent = share * self._bytes * (gathers * layers["student"] + layers.get("teacher", 0.0)) * accumulate
+        # What learns: once on the way there, once on the way back, and the gradients.
+        taught = (3 if step.learning else 1) * layers.get("teacher", 0.0)
+        sent = share * self._bytes * (3 * layers["student"] + taught) * accumulate
         tensor = self._mesh["tensor"]
         if tensor > 1:
             # Two sums of the residual stream in each layer: there, again under full remat, and back.
