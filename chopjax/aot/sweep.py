@@ -40,7 +40,8 @@ class Candidate:
         """The fields of the config that say it."""
         step, mesh = self.step, self.step.mesh
         found: dict[str, object] = {"train.accumulate": step.step.accumulate, "train.remat": step.step.remat}
-        return found | {f"mesh.{name}": getattr(mesh, name) for name in ("data", "fsdp", "tensor", "context")}
+        over = ("dcn_data", "dcn_fsdp") if math.prod(mesh.slices.values()) > 1 else ()
+        return found | {f"mesh.{name}": getattr(mesh, name) for name in ("data", "fsdp", "tensor", "context", *over)}
 
 
 def candidates(step: TrainingStep, slices: Slices, device: Device) -> list[Candidate]:
@@ -93,9 +94,11 @@ def _ways(step: TrainingStep, slices: Slices) -> Iterator[TrainingStep]:
 
 
 def _meshes(mesh: MeshConfig, slices: Slices) -> Iterator[MeshConfig]:
-    """Meshes of all devices; rows stay as whole as they are, and slices hold copies."""
-    devices = slices.devices // mesh.context
+    """Meshes of all devices; rows stay as whole as they are, and slices hold copies. What is set now is among them."""
+    now = mesh.filled(slices.devices)
+    devices = slices.devices // now.context
     powers = [1 << power for power in range(WIDEST.bit_length())]
+    met = False
     for copies, tensor in itertools.product(powers, powers):
         data = copies * slices.slices
         if devices % (data * tensor) == 0:
@@ -107,7 +110,8 @@ def _meshes(mesh: MeshConfig, slices: Slices) -> Iterator[MeshConfig]:
                 "dcn_data": slices.slices,
                 "dcn_fsdp": 1,
             }
-            yield dataclasses.replace(mesh, **changed)
-    named = mesh.shape(slices.devices)
-    if math.prod(named[axis] for axis in ("data", "tensor")) > WIDEST**2:
-        yield mesh
+            found = dataclasses.replace(now, **changed)
+            met = met or found == now
+            yield found
+    if not met:
+        yield now
