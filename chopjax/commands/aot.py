@@ -36,6 +36,7 @@ def main(chosen: Settings, options: argparse.Namespace) -> None:
     """
     slices = topology.parse(options.topology)
     chosen = _over_slices(chosen, slices)
+    paths.reach(paths.make(chosen.workdir), "workdir")
     found, device = foresee(chosen), hardware.device(slices)
     step = found.training()
     check_batches(found, slices)
@@ -65,6 +66,11 @@ def check_batches(found: Foreseen, slices: Slices) -> None:
         UserError: names the field.
     """
     chosen, shape = found.settings, found.settings.mesh.shape(slices.devices)
+    if chosen.data.length % shape["context"]:
+        raise UserError(
+            f"data.length is {chosen.data.length}, which mesh.context={shape['context']} does not divide; "
+            "change one of them"
+        )
     parts = 1
     for axis in RULES["batch"]:
         parts *= shape[axis]
@@ -84,7 +90,7 @@ def _over_slices(chosen: Settings, slices: Slices) -> Settings:
     mesh = chosen.mesh
     if slices.slices == 1 or mesh.dcn_data * mesh.dcn_fsdp > 1:
         return chosen
-    data = mesh.data if mesh.data % slices.slices == 0 else slices.slices
+    data = mesh.data if mesh.data == -1 or mesh.data % slices.slices == 0 else slices.slices
     print(f"mesh: {slices.slices} slices, so mesh.data = {data} copies go over them (mesh.dcn_data)")
     return dataclasses.replace(chosen, mesh=dataclasses.replace(mesh, data=data, dcn_data=slices.slices))
 
@@ -147,6 +153,8 @@ def _sweep(
     if those:
         _, best, expected = min(those, key=lambda one: one[0])
         _say([f"fastest that fits: {describe.settings(best.changes)}", describe.whole_run(expected, step.step.steps)])
+    else:
+        print(f"none of these fits {slices}; take more chips or larger ones", flush=True)
     return [one.changes | _figures(costs, expected) for one, costs, expected in compiled]
 
 
