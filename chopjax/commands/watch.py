@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -90,7 +90,8 @@ class Watch:
         """
         chosen, last = self._run.settings.train, self._phase.until
         self._follow(step, metrics)
-        told = preemption.agreed()
+        if told := preemption.agreed():
+            self._steps.settle()  # so that what is saved beside the step counts all that were skipped
         save = told or due(step, chosen.save_every, last)
         line: dict[str, Any] = {}
         if due(step, chosen.log_every, last):
@@ -162,7 +163,8 @@ class Watch:
         if state.teacher is not None:
             teacher = jax.tree.map(lambda p: p.astype(self._run.compute_dtype), state.teacher.params)
         cached = self._phase.teacher == "cached"
-        found = heldout(self._run, self._phase.config, of_model(params), teacher, masks, cached=cached)
+        config, alive = self._phase.config, self._heartbeat.alive
+        found = heldout(self._run, config, of_model(params), teacher, masks, cached=cached, alive=alive)
         self._clock += time.monotonic() - began
         self._heartbeat.alive()
         figures = {METRIC: found.nll, "heldout_perplexity": found.perplexity}
@@ -182,10 +184,12 @@ def heldout(
     teacher: Any = None,
     masks: Masks | None = None,
     cached: bool = False,
+    alive: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Perplexity on the held-out rows, and KL to the teacher where there is one; masks are of `params` alone.
 
     With `cached`, the KL is to what was kept of the teacher's distributions, at the temperature of the cache.
+    `alive` is called before each batch.
 
     Raises:
         Preempted: the processes were told to end; at the same batch in all of them.
@@ -199,6 +203,7 @@ def heldout(
     def placed() -> Iterator[dict[str, Any]]:
         for batch in batches:
             run.boundary()
+            alive()
             yield place_batch(run.mesh, batch)
 
     return evaluate_rows(
