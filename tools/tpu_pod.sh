@@ -16,7 +16,7 @@ A pod slice of several hosts, asked for as a queued resource. Actions are done i
   delete    delete the slice and the request
   keep      create, wait, install, run; when the slice is taken back, all of it again, until the run says that it is
             finished; then delete. The run goes on from its newest whole checkpoint. A run that breaks off three times
-            in a row while its slice is there is given up
+            in a row, each within an hour, while its slice is there is given up
   all       create wait install run delete; after a failure nothing is deleted
 
   --name NAME               of the queued resource and of its node
@@ -127,18 +127,20 @@ run_to_end() {
 }
 
 keep() {
-    local attempt broken=0
+    local attempt began broken=0
     for ((attempt = 1; attempt <= RETRIES; attempt++)); do
         echo "attempt $attempt of $RETRIES" >&2
         # A slice that an earlier call of this script asked for is used.
         if [[ -n $(state) ]] || create; then
             if wait_for_slice; then
+                began=$SECONDS
                 if install && run_to_end; then
                     delete
                     return 0
                 fi
                 sleep $((2 * POLL))  # until a slice that is taken back is said to be
                 if [[ $(state) == ACTIVE ]]; then
+                    ((SECONDS - began < 3600)) || broken=0 # it got somewhere before
                     broken=$((broken + 1))
                     ((broken < 3)) && continue
                     delete
