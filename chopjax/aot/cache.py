@@ -9,6 +9,7 @@ from chopjax.aot import compiling, topology
 from chopjax.aot.compiling import Costs
 from chopjax.aot.steps import Step
 from chopjax.aot.topology import Slices
+from chopjax.sharding.mesh import make_mesh
 
 
 def costs(step: Step, slices: Slices, folder: pathlib.Path, dump: str = "") -> Costs:
@@ -23,13 +24,16 @@ def costs(step: Step, slices: Slices, folder: pathlib.Path, dump: str = "") -> C
     Raises:
         UserError: as `Step.lower` and `topology.devices`.
     """
-    begun = time.perf_counter()
-    lowered = step.lower(topology.devices(slices))
+    begun, devices = time.perf_counter(), topology.devices(slices)
+    lowered = step.lower(devices)
     seconds = time.perf_counter() - begun
-    file = folder / f"{compiling.digest(lowered, str(slices))[:32]}.json"
+    order = [device.id for device in make_mesh(step.mesh, devices).devices.flat]
+    file = folder / f"{compiling.digest(lowered, order, str(slices))[:32]}.json"
     if file.exists() and not dump:
-        return Costs.from_json(json.loads(file.read_text(encoding="utf-8")))
+        try:
+            return Costs.from_json(json.loads(file.read_text(encoding="utf-8")))
+        except (KeyError, TypeError, ValueError):  # cut short, or changed by hand
+            pass
     found = compiling.compile_lowered(lowered, seconds, dump=dump).costs
-    file.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(file, found.to_json())
     return found

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import importlib.metadata
+import os
 import pathlib
 import re
 import tempfile
@@ -14,7 +15,9 @@ import jax
 
 from chopjax.aot import hlo, live
 from chopjax.aot.steps import Step
+from chopjax.sharding import compiler
 
+FORMAT = 2  # of the costs that are kept; to be raised with every change of their meaning
 MODULE = "module.txt"  # in a folder of reports, the text that costs are read from
 _NEEDED = re.compile(r"Used ([0-9.]+)([KMGT]?) of")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -63,10 +66,19 @@ class Compilation:
     compiled: jax.stages.Compiled | None
 
 
-def digest(lowered: jax.stages.Lowered, topology: str) -> str:
-    """Of a program, what it is compiled for, and the compiler."""
+def digest(lowered: jax.stages.Lowered, order: Sequence[int], topology: str) -> str:
+    """Of a program, what it is compiled for, and the compiler with what it is told.
+
+    Args:
+        lowered: the program, whose text does not say which device is where in its mesh.
+        order: ids of the devices in the order of the mesh.
+        topology: name of the slices.
+    """
     libraries = {name: _version(name) for name in ("jax", "jaxlib", "libtpu")}
-    return hashlib.sha256(repr((topology, libraries, lowered.as_text())).encode()).hexdigest()
+    told = sorted((kind, sorted(options.items())) for kind, options in compiler.OPTIONS.items())
+    variables = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    parts = FORMAT, topology, list(order), libraries, told, variables, lowered.as_text()
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def compile(step: Step, devices: Sequence[jax.Device], explain: bool = True, dump: str = "") -> Compilation:
@@ -96,7 +108,8 @@ def compile_lowered(
         try:
             compiled = lowered.compile({"xla_dump_to": folder} if explain or dump else {})
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            # A kernel that takes too much of a core's own memory is a mistake of the program, not of its size.
+            if "RESOURCE_EXHAUSTED" not in str(error) or "vmem" in str(error).lower():
                 raise
             seconds = time.perf_counter() - begun
             return Compilation(Costs(None, _needed(str(error)), {}, {}, lower_seconds, seconds, None), None)

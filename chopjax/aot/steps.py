@@ -37,6 +37,11 @@ BATCH = ("tokens", "segment_ids", "positions")
 class Step(Protocol):
     """A step by all that its program depends on."""
 
+    @property
+    def mesh(self) -> MeshConfig:
+        """How devices are laid out."""
+        ...
+
     def lower(self, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
         """The step as it is made for a run, lowered for these devices; nothing is allocated.
 

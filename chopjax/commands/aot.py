@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 # Before jax is imported: what is here is no part of the answer, and a TPU's library would look for chips.
@@ -35,6 +34,8 @@ def main(chosen: Settings, options: argparse.Namespace) -> None:
         UserError: models, mesh or topology that do not go together; no compiler for the topology.
     """
     slices = topology.parse(options.topology)
+    if (options.sweep or options.fit) and options.step not in ("train", "all"):
+        raise UserError(f"--step {options.step}: --sweep and --fit are of the training step; leave one of them out")
     chosen = _over_slices(chosen, slices)
     paths.reach(paths.make(chosen.workdir), "workdir")
     found, device = foresee(chosen), hardware.device(slices)
@@ -50,10 +51,12 @@ def main(chosen: Settings, options: argparse.Namespace) -> None:
             report["sweep"] = _sweep(found, step, slices, device, folder, options.fit)
         else:
             report["train"] = _training(found, step, slices, device, folder)
-    others: dict[str, Callable[[], Step]] = {"score": found.scoring, "evaluate": found.evaluation}
+    others: dict[str, Step] = {**found.before(), "score": found.scoring(), "evaluate": found.evaluation()}
+    if options.step == "train" and found.before():
+        print(f"besides, {' and '.join(found.before())} trains another model: --step all compiles that too", flush=True)
     for name in (name for name in others if options.step in (name, "all")):
         print(f"\n{name}:", flush=True)
-        costs = cache.costs(others[name](), slices, folder)
+        costs = cache.costs(others[name], slices, folder)
         _say([describe.fits(costs, device), *describe.memory(costs), *describe.traffic(costs)])
         report[name] = costs.to_json()
     files.write_json(folder / REPORT, report)
@@ -105,6 +108,8 @@ def _introduce(found: Foreseen, step: TrainingStep, slices: Slices) -> None:
         models += f", teacher {count(step.teacher):,}"
     if found.settings.rounds:
         models += " (the first round)"
+    if found.left_out:
+        models += f"; not counted: {', '.join(found.left_out)}"
     _say(
         [
             f"{slices}, {slices.chips:,} chips; {models}",
@@ -135,18 +140,22 @@ def _sweep(
     """Compiles the most promising settings, the fastest first; with `until_fit` no more once one fits."""
     every = sweep.candidates(step, slices, device)
     filled = dataclasses.replace(step, mesh=step.mesh.filled(slices.devices))
-    chosen = sweep.worth_compiling(sweep.fitting(every, device), filled)
+    left = sweep.fitting(every, device)
+    chosen = left if until_fit else sweep.worth_compiling(left, filled)
     if not chosen:
         least = min(every, key=lambda one: one.peak, default=None)
         said = f"; the least is {least.peak / 1e9:.1f} GB with {describe.settings(least.changes)}" if least else ""
         raise UserError(f"topology {slices}: no setting fits by estimate{said}; take more chips or larger ones")
-    compiled = []
-    for number, one in enumerate(chosen, 1):
-        print(f"compiling {number} of up to {len(chosen)}: {describe.settings(one.changes)}", flush=True)
+    compiled: list[tuple[sweep.Candidate, Costs, Outlook]] = []
+    while chosen and len(compiled) < sweep.COMPILES:
+        one, *chosen = chosen
+        print(f"compiling {len(compiled) + 1} of up to {sweep.COMPILES}: {describe.settings(one.changes)}", flush=True)
         costs = cache.costs(one.step, slices, folder)
         compiled.append((one, costs, outlook(one.step, slices, costs)))
         if until_fit and costs.peak_bytes is not None:
             break
+        if until_fit:  # what is no smaller will not fit either
+            chosen = [other for other in chosen if other.peak < one.peak]
     now = sweep.Candidate(filled, 0, 0).changes
     print(describe.table(every, compiled, now))
     those = [(expected.at_best, one, expected) for one, costs, expected in compiled if costs.peak_bytes]

@@ -11,6 +11,7 @@ from chopjax.commands import evidence, heal, rounds, training
 from chopjax.commands.run import PLAN
 from chopjax.commands.settings import Settings
 from chopjax.data.tokenize import load_tokenizer
+from chopjax.distill.config import LossConfig
 from chopjax.distill.matching import match
 from chopjax.errors import UserError
 from chopjax.hf.checkpoint import open_config
@@ -71,6 +72,33 @@ class Foreseen:
             kept=chosen.cache.count,
         )
 
+    def before(self) -> dict[str, TrainingStep]:
+        """The steps of what is trained before the student: the whole source, and a teacher that is corrected first."""
+        chosen, found = self.settings, {}
+        if chosen.train.steps_before_chop:
+            found["before the chop"] = self._plain(self.source, chosen.train.steps_before_chop)
+        if chosen.correction.mode == "before":
+            found["teacher correction"] = self._plain(self.teacher, chosen.correction.steps)
+        return found
+
+    @property
+    def left_out(self) -> list[str]:
+        """What a run would hold besides, and the step that is compiled here does not."""
+        chosen, found = self.settings, []
+        if chosen.dimchop.mode != "off":
+            found.append("DimCHOP's masks and scores (dimchop.mode)")
+        if chosen.on_policy.share:
+            found.append("the sampler's cache of keys and values (on_policy.share)")
+        return found
+
+    def _plain(self, model: ModelConfig, steps: int) -> TrainingStep:
+        chosen = self.settings
+        train = chosen.train
+        how = StepConfig(train.accumulate, train.compute_dtype, train.remat, steps)
+        loss = LossConfig.plain(chosen.loss.chunk)
+        rows, length = train.batch, chosen.data.length
+        return TrainingStep(model, rows, length, loss, None, how, chosen.optimizer, chosen.mesh, self.vocab_tokens)
+
     def scoring(self) -> ScoringStep:
         """The pass over calibration rows."""
         chosen = self.settings
@@ -122,6 +150,7 @@ def _plan(chosen: Settings, source: ModelConfig) -> Plan:
         except OSError as error:
             raise UserError(f"plan.file: {file} cannot be read ({error.strerror}); name a plan.json") from error
         check_source(plan, source.sizes)
+        print(f"sizes are those of {file}", flush=True)
         return plan
     if chosen.search.wanted:
         raise UserError(

@@ -99,8 +99,8 @@ def _by_lines(made: Mesh, devices: Sequence[jax.Device]) -> Mesh:
 
 
 def _coords(devices: Sequence[jax.Device]) -> list[tuple[int, ...]] | None:
-    """Where devices stand; a chip may show itself as several. None for devices that stand nowhere, as CPUs."""
-    if not all(hasattr(device, "coords") for device in devices):
+    """Where TPUs stand; a chip may show itself as several. None for other devices, which stand nowhere."""
+    if devices[0].platform != "tpu":
         return None
     return [(*device.coords, getattr(device, "core_on_chip", 0)) for device in devices]
 

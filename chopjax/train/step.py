@@ -21,6 +21,7 @@ from chopjax.distill.schedules import scalars
 from chopjax.errors import UserError
 from chopjax.models import decoder
 from chopjax.models.config import ModelConfig
+from chopjax.sharding import compiler
 from chopjax.sharding.mesh import batch_sharding, replicated
 from chopjax.train import skipping
 from chopjax.train.schedules import Schedule
@@ -153,6 +154,7 @@ def compile_step(
         in_shardings=(shardings, teacher_shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler.options(mesh),
     )
 
 
