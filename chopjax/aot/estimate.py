@@ -94,15 +94,14 @@ class Estimate:
 
     Args:
         step: the step.
-        devices: number of devices.
-        slices: slices that they are in.
+        devices: number of devices, in as many slices as the step's mesh goes over.
 
     Raises:
         UserError: the mesh cannot hold the models, or is not made up by the devices.
     """
 
-    def __init__(self, step: TrainingStep, devices: int, slices: int = 1) -> None:
-        self._step, self._devices, self._slices = step, devices, slices
+    def __init__(self, step: TrainingStep, devices: int) -> None:
+        self._step, self._devices = step, devices
         self._mesh = step.mesh.shape(devices)
         self._rows = math.prod(self._mesh[axis] for axis in RULES["batch"])
         self._cells = math.prod(self._mesh[axis] for axis in RULES.get("length", ()))
@@ -141,32 +140,32 @@ class Estimate:
 
     def wire(self) -> Wire:
         """Bytes that one device sends in a step."""
-        step, student = self._step, self._step.student
-        accumulate = step.step.accumulate
-        layers = {"student": self._gathered_layers(student)}
-        if step.teacher is not None:
-            layers["teacher"] = self._gathered_layers(step.teacher)
-        shards = self._mesh["fsdp"]
-        share = (shards - 1) / shards
+        shards = self._mesh["fsdp"] * self._mesh["context"]
+        whole = self._through_fsdp(shards)
+        # Of arrays that are split over slices too, each slice fetches the parts of the others once.
+        between = (self._step.mesh.slices["fsdp"] - 1) / shards * whole
+        inside = (shards - 1) / shards * whole - between
+        copies, slices = self._mesh["data"], self._step.mesh.slices["data"]
+        held, near = self._student * self._bytes, copies // slices
+        inside += 2 * (near - 1) / near * held + self._through_tensor()
+        return Wire(inside, between + 2 * (slices - 1) / slices * held)
+
+    def _through_fsdp(self, shards: int) -> float:
+        """Bytes of the arrays that devices gather from each other, or scatter to each other, in a step."""
+        step = self._step
         # What learns: once on the way there, once on the way back, and the gradients.
-        taught = (3 if step.learning else 1) * layers.get("teacher", 0.0)
-        sent = share * self._bytes * (3 * layers["student"] + taught) * accumulate
-        tensor = self._mesh["tensor"]
-        if tensor > 1:
-            # Two sums of the residual stream in each layer: there, again under full remat, and back.
-            passes = 2 * (3 if step.step.remat == "full" else 2)
-            wide = student.layers * student.embed * passes
-            if step.teacher is not None:
-                wide += 2 * step.teacher.layers * step.teacher.embed
-            sent += 2 * (tensor - 1) / tensor * self._bytes * self._tokens * wide * accumulate
-        sent += share * self._bytes * self._tokens * accumulate * self._tokens_wide(shards)
-        held = self._student * self._bytes
-        copies = self._mesh["data"]
-        inside = copies // self._slices if copies % self._slices == 0 else copies
-        if inside > 1:
-            sent += 2 * (inside - 1) / inside * held
-        across = 2 * (self._slices - 1) / self._slices * held if self._slices > 1 else 0.0
-        return Wire(sent, across)
+        weights = 3 * self._gathered_layers(step.student)
+        if step.teacher is not None:
+            weights += (3 if step.learning else 1) * self._gathered_layers(step.teacher)
+        return self._bytes * step.step.accumulate * (weights + self._tokens * self._tokens_wide(shards))
+
+    def _through_tensor(self) -> float:
+        """Bytes sent for sums of the residual stream: two in each layer, there, again under full remat, and back."""
+        step, tensor = self._step, self._mesh["tensor"]
+        wide = step.student.layers * step.student.embed * 2 * (3 if step.step.remat == "full" else 2)
+        if step.teacher is not None:
+            wide += 2 * step.teacher.layers * step.teacher.embed
+        return 2 * (tensor - 1) / tensor * self._bytes * self._tokens * wide * step.step.accumulate
 
     def _tokens_wide(self, shards: int) -> float:
         """Values that a device sends for each of its own tokens, before the share that stays.

@@ -62,7 +62,7 @@ def outlook(step: TrainingStep, slices: Slices, costs: Costs | None = None) -> O
     Raises:
         UserError: as `Estimate`.
     """
-    one, estimate = device(slices), Estimate(step, slices.devices, slices.slices)
+    one, estimate = device(slices), Estimate(step, slices.devices)
     flops = step_flops(step.student, step.teacher, step.rows * step.length, step.length, step.step.remat, step.learning)
     time = estimate.time(one)
     seconds = {

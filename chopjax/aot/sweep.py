@@ -49,7 +49,7 @@ def candidates(step: TrainingStep, slices: Slices, device: Device) -> list[Candi
     found = []
     for one in _ways(step, slices):
         try:
-            estimate = Estimate(one, slices.devices, slices.slices)
+            estimate = Estimate(one, slices.devices)
         except UserError:  # a size that this mesh does not divide
             continue
         found.append(Candidate(one, estimate.memory().peak, estimate.time(device).step))

@@ -123,7 +123,7 @@ def _training(
     found: Foreseen, step: TrainingStep, slices: Slices, device: Device, folder: pathlib.Path
 ) -> dict[str, Any]:
     """Compiles the step as it is configured."""
-    estimate = Estimate(step, slices.devices, slices.slices).memory()
+    estimate = Estimate(step, slices.devices).memory()
     _say([f"estimated: {estimate.peak / 1e9:.2f} GB a device; compiling takes minutes for billions of parameters"])
     costs = cache.costs(step, slices, folder)
     expected = outlook(step, slices, costs)

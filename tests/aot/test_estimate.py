@@ -55,10 +55,14 @@ def test_wire_of_plain_fsdp() -> None:
     tokens = 2 * 1024 * ((2 + 2 * 4) * 1024 + (1 + 4) * 1280)
     assert found.ici == pytest.approx(0.75 * 2 * (3 * matrices[STUDENT] + matrices[TEACHER] + tokens))
     assert found.dcn == 0
-    copies = dataclasses.replace(STEP, mesh=MeshConfig(data=2, dcn_data=2))
-    across = Estimate(copies, 8, slices=2).wire()
+    copies = dataclasses.replace(STEP, rows=16, mesh=MeshConfig(data=2, dcn_data=2))
+    across = Estimate(copies, 8).wire()
     assert across.dcn == pytest.approx(count(STUDENT) * 2 / 4)  # once each way between two, of what a device holds
     assert across.ici == pytest.approx(found.ici)
+    # Parameters split over both slices: each fetches the other's four of eight parts, a half, once.
+    split = Estimate(dataclasses.replace(STEP, rows=16, mesh=MeshConfig(dcn_fsdp=2)), 8).wire()
+    one = Estimate(dataclasses.replace(STEP, rows=16), 8).wire()
+    assert split.dcn == pytest.approx(one.ici / 7) and split.ici + split.dcn == pytest.approx(one.ici)
 
 
 def test_flops_by_hand() -> None:
@@ -91,4 +95,6 @@ def test_beside_a_compile(topology_name: str) -> None:
         assert 0.85 <= costs.at_peak[kind] / getattr(estimate.memory(), kind) <= 1.01
     if costs.statistics is not None:
         assert sum(costs.statistics.wire_bytes.values()) == pytest.approx(estimate.wire().ici, rel=0.15)
-    assert estimate.time(hardware.device(slices)).step > 0
+    device = hardware.device(slices)
+    if costs.statistics is not None:  # so small a step is held up by much else than its arithmetic
+        assert device.clock and 0.2 <= estimate.time(device).step / (costs.statistics.cycles / device.clock) <= 1.2
