@@ -149,7 +149,7 @@ def lines(campaign: Campaign, plot: Path | None) -> list[str]:
             f"begin with the same weights and see the same rows; the teacher is the uncut model. Judged on "
             f"{dense['tokens']:,} tokens of other documents. KL is that from the uncut model, on the same tokens. "
             f"± is the standard deviation over seeds, that is, orders of the rows, where there are several. "
-            "Made by `make healing`.",
+            "Made by `make healing`; – where a run is not made yet.",
             "",
         ]
     text += [f"![Held-out perplexity against training tokens]({plot.name})", ""] if plot else []
