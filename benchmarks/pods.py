@@ -28,40 +28,23 @@ from chopjax.aot.compiling import Costs  # noqa: E402
 from chopjax.aot.estimate import Estimate  # noqa: E402
 from chopjax.aot.steps import TrainingStep  # noqa: E402
 from chopjax.distill.config import LossConfig  # noqa: E402
-from chopjax.models.config import ModelConfig, Rope  # noqa: E402
+from chopjax.hf.checkpoint import open_config  # noqa: E402
+from chopjax.models.config import ModelConfig  # noqa: E402
 from chopjax.models.parameters import count  # noqa: E402
 
 LENGTH = 4096
-ROPE = Rope("llama3", 500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_positions=8192)
-LLAMA31_8B = ModelConfig(
-    layers=32,
-    embed=4096,
-    kv_heads=8,
-    q_per_kv=4,
-    head_dim=128,
-    mlp=14336,
-    vocab=128256,
-    positions=131072,
-    norm_eps=1e-5,
-    rope=ROPE,
-)
-LLAMA31_70B = dataclasses.replace(LLAMA31_8B, layers=80, kind_of_layer=(), embed=8192, q_per_kv=8, mlp=28672)
-WIDTH_4B = dataclasses.replace(LLAMA31_8B, embed=3072, mlp=9216)
-# Qwen3-32B and 8B share a tokenizer.
-QWEN3_8B = ModelConfig(
-    layers=36,
-    embed=4096,
-    kv_heads=8,
-    q_per_kv=4,
-    head_dim=128,
-    mlp=12288,
-    vocab=151936,
-    positions=40960,
-    norm_eps=1e-6,
-    qk_norm=True,
-    rope=Rope("default", 1000000.0),
-)
-QWEN3_32B = dataclasses.replace(QWEN3_8B, layers=64, kind_of_layer=(), embed=5120, q_per_kv=8, mlp=25600)
+SOURCES = pathlib.Path(__file__).resolve().parents[1] / "configs" / "sources"
+
+
+def of(name: str, **sizes: int) -> ModelConfig:
+    """A source of the recipes, or a relative of it that differs in sizes."""
+    return dataclasses.replace(open_config(SOURCES / name)[3], kind_of_layer=(), **sizes)
+
+
+LLAMA31_8B, QWEN3_8B = of("Llama-3.1-8B"), of("Qwen3-8B")
+WIDTH_4B = of("Llama-3.1-8B", embed=3072, mlp=9216)
+LLAMA31_70B = of("Llama-3.1-8B", layers=80, embed=8192, q_per_kv=8, mlp=28672)
+QWEN3_32B = of("Qwen3-8B", layers=64, embed=5120, q_per_kv=8, mlp=25600)  # the two share a tokenizer
 # Tokens of one chip whose logits exist at one time.
 CHUNK = 256
 

@@ -5,60 +5,52 @@ import re
 import runpy
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from chopjax.axes import AROUND, Sizes
+from chopjax.aot import topology
+from chopjax.axes import Sizes
 from chopjax.chop.apply import chop_config
-from chopjax.chop.build import axes_to_score, build_plan
+from chopjax.chop.build import build_plan
 from chopjax.chop.config import PlanConfig
 from chopjax.chop.plan import Plan
 from chopjax.commands import rounds, settings
+from chopjax.commands.evidence import zeros
 from chopjax.commands.settings import Settings
-from chopjax.hf.families import FAMILIES, target_family
-from chopjax.models.config import ModelConfig, Rope
+from chopjax.hf.checkpoint import open_config
+from chopjax.hf.families import Family, target_family
+from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import count, declare
 from chopjax.sharding import rules
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
-LLAMA31_8B = ModelConfig(
-    layers=32, embed=4096, kv_heads=8, q_per_kv=4, head_dim=128, mlp=14_336, vocab=128_256, positions=131_072
-)
-LLAMA2_7B = ModelConfig(
-    layers=32, embed=4096, kv_heads=32, q_per_kv=1, head_dim=128, mlp=11_008, vocab=32_000, positions=4096
-)
-MISTRAL_NEMO_12B = ModelConfig(
-    layers=40, embed=5120, kv_heads=8, q_per_kv=4, head_dim=128, mlp=14_336, vocab=131_072, positions=131_072
-)
-QWEN3_8B = ModelConfig(
-    layers=36, embed=4096, kv_heads=8, q_per_kv=4, head_dim=128, mlp=12_288, vocab=151_936, positions=40_960,
-    qk_norm=True,
-)  # fmt: skip
-NEMOTRON4_15B = ModelConfig(
-    layers=32, embed=6144, kv_heads=8, q_per_kv=6, head_dim=128, mlp=24_576, vocab=256_000, positions=4096,
-    norm="layer_1p", norm_eps=1e-5, activation="relu2", gated=False, rope=Rope(rotary_fraction=0.5),
-    initializer_range=0.0134,
-)  # fmt: skip
-
 
 @dataclasses.dataclass(frozen=True)
 class Shipped:
-    """What a recipe starts from, the parameters of the student after each round, and the chips that it is meant for."""
+    """What a recipe starts from, in `configs/sources`; parameters of the student after each round; chips."""
 
-    source: ModelConfig
-    family: str
+    of: str
     parameters: tuple[int, ...]
     chips: int
 
+    @property
+    def source(self) -> ModelConfig:
+        """The model that is made smaller."""
+        return open_config(CONFIGS / "sources" / self.of)[3]
+
+    @property
+    def family(self) -> Family:
+        """The family that it is of."""
+        return open_config(CONFIGS / "sources" / self.of)[2]
+
 
 SHIPPED = {
-    "llama31_8b_to_4b_width": Shipped(LLAMA31_8B, "llama", (4_512_746_496,), 64),
-    "llama31_8b_to_4b_depth": Shipped(LLAMA31_8B, "llama", (4_540_469_248,), 64),
-    "llama2_7b_layerchop": Shipped(LLAMA2_7B, "llama", (3_500_281_856,), 64),
-    "minitron_15b_to_8b_to_4b": Shipped(NEMOTRON4_15B, "nemotron", (8_271_699_968, 4_190_509_056), 64),
-    "mistral_nemo_12b_to_8b": Shipped(MISTRAL_NEMO_12B, "mistral", (8_414_105_600,), 128),
-    "qwen3_8b_to_6b": Shipped(QWEN3_8B, "qwen3", (5_988_774_912,), 64),
+    "llama31_8b_to_4b_width": Shipped("Llama-3.1-8B", (4_512_746_496,), 64),
+    "llama31_8b_to_4b_depth": Shipped("Llama-3.1-8B", (4_540_469_248,), 64),
+    "llama2_7b_layerchop": Shipped("Llama-2-7b-hf", (3_500_281_856,), 64),
+    "minitron_15b_to_8b_to_4b": Shipped("Nemotron-4-15B", (8_271_699_968, 4_190_509_056), 64),
+    "mistral_nemo_12b_to_8b": Shipped("Mistral-Nemo-Base-2407", (8_414_105_600,), 128),
+    "qwen3_8b_to_6b": Shipped("Qwen3-8B", (5_988_774_912,), 64),
 }
 
 shipped = pytest.mark.parametrize("name", SHIPPED)
@@ -78,11 +70,7 @@ def in_rounds(name: str) -> list[Settings]:
 
 def plan_of(chosen: PlanConfig, source: Sizes) -> Plan:
     """What is kept where all scores are equal."""
-    shape = {axis: tuple(source[around] for around in (*AROUND[axis], axis)) for axis in AROUND}
-    scores = {axis: np.zeros(shape[axis]) for axis in axes_to_score(chosen, source)}
-    if chosen.layers_by == "block_importance":
-        scores["layers"] = np.zeros(source["layers"])
-    return build_plan(chosen, source, scores)
+    return build_plan(chosen, source, zeros(source, chosen))
 
 
 def plans(name: str) -> list[Plan]:
@@ -128,7 +116,7 @@ def test_a_path_takes_the_place_of_the_hub(name: str, tmp_path: Path) -> None:
 
 @shipped
 def test_the_students_have_the_published_sizes(name: str) -> None:
-    students, family = models(name)[1:], FAMILIES[SHIPPED[name].family]
+    students, family = models(name)[1:], SHIPPED[name].family
     assert tuple(count(student) for student in students) == SHIPPED[name].parameters
     for student in students:
         # Stock classes of the source's own family take it. Where heads no longer make up the width, the user is told.
@@ -157,9 +145,8 @@ def test_the_mesh_divides_every_batch(name: str, tensor: int) -> None:
 @shipped
 def test_the_recipe_says_which_pod_it_is_for(name: str) -> None:
     text = (CONFIGS / f"{name}.py").read_text(encoding="utf-8")
-    generation, size = re.search(r"Meant for (v\w+)-(\d+)", text).groups()  # type: ignore[union-attr]
-    # The number after v5p and v4 counts cores, of which a chip has two.
-    assert int(size) // (2 if generation in ("v4", "v5p") else 1) == SHIPPED[name].chips
+    pod = re.search(r"Meant for (v\w+-\d+)", text)
+    assert pod and topology.parse(pod[1]).chips == SHIPPED[name].chips
 
 
 @pytest.mark.parametrize("name", ["llama31_8b_to_4b_width", "llama31_8b_to_4b_depth"])
