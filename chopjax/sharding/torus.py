@@ -23,16 +23,17 @@ def stages(coords: Sequence[Sequence[int]]) -> list[Groups] | None:
         groups for each stage; None where the devices fill no grid in an order that runs line by line.
     """
     places = [tuple(place) for place in coords]
-    blocks, found = [list(range(len(places)))], []
+    blocks: list[Sequence[int]] = [range(len(places))]
+    found: list[Groups] = []
     while len(blocks[0]) > 1:
         axis = next((axis for axis in range(len(places[0])) if _splits(blocks, places, axis)), None)
         if axis is None:
             return None
         parts = len({places[index][axis] for index in blocks[0]})
-        groups, inner = [], []
+        groups: Groups = []
+        inner: list[Sequence[int]] = []
         for block in blocks:
-            size = len(block) // parts
-            lines = [block[start : start + size] for start in range(0, len(block), size)]
+            lines = _lines(block, parts)
             at = [{_rest(places[index], axis): index for index in line} for line in lines]
             groups += [[there[rest] for there in at] for rest in at[0]]
             inner += lines
@@ -50,13 +51,18 @@ def _splits(blocks: Sequence[Sequence[int]], places: Sequence[tuple[int, ...]], 
     for block in blocks:
         if len(block) % parts:
             return False
-        size = len(block) // parts
-        lines = [block[start : start + size] for start in range(0, len(block), size)]
+        lines = _lines(block, parts)
         if any(len({places[index][axis] for index in line}) > 1 for line in lines):
             return False
         if len({frozenset(_rest(places[index], axis) for index in line) for line in lines}) > 1:
             return False
     return True
+
+
+def _lines(block: Sequence[int], parts: int) -> list[Sequence[int]]:
+    """A block in as many equal parts."""
+    size = len(block) // parts
+    return [block[start : start + size] for start in range(0, len(block), size)]
 
 
 def _rest(place: tuple[int, ...], axis: int) -> tuple[int, ...]:
