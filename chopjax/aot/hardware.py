@@ -15,42 +15,38 @@ class Links:
         ici: bytes/s that a chip can send to others of its slice, over all its links.
         dcn: bytes/s that a chip's share of its host can send to other slices.
         host: bytes/s between a chip and the memory of its host, one way.
-        clock: cycles/s; None where the compiler's estimates are in none.
+        clock: cycles/s.
     """
 
     ici: float
     dcn: float
     host: float
-    clock: float | None
+    clock: float
 
 
 # cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}: "inter-chip interconnect bandwidth" a chip, one way (the pages of
 # v5p, v6e and TPU7x give both ways together), and the data-centre network's (of v5e and v6e a pod's, by its 256 chips;
 # of v4 its host's 200 Gb/s by 4 chips). Clock: peak FLOP/s over those of one cycle (multiply units of 128 x 128, of
 # v6e and TPU7x 256 x 256, two FLOPs for each multiplication), for one core. Host: PCIe of 16 lanes, of the
-# third, fourth and fifth generation, less its overhead. NVLink and InfiniBand: the DGX data sheets.
+# third and fourth generation, less its overhead.
 LINKS: Mapping[str, Links] = {
     "v4": Links(300e9, 6.25e9, 16e9, 1.05e9),
     "v5e": Links(200e9, 3.125e9, 16e9, 1.5e9),
     "v5p": Links(600e9, 6.25e9, 16e9, 1.75e9),
     "v6e": Links(400e9, 12.5e9, 32e9, 1.75e9),
     "tpu7x": Links(600e9, 12.5e9, 32e9, 2.2e9),
-    "h100": Links(450e9, 50e9, 55e9, None),
-    "h200": Links(450e9, 50e9, 55e9, None),
 }
 
 
 # Model FLOPs utilisation that published runs of 7B to 32B dense models reached, nothing that is made again counted: v4
 # and v5p, MaxText (22B to 52B); v5e, AXLearn's fuji-7B v2 on 1024 chips; v6e, MaxText's Llama-3.1-8B on 256; TPU7x,
-# MaxText's Gemma 4B (1,002 TFLOP/s a chip); H100, what Hopper boxes commonly reach at this size.
+# MaxText's Gemma 4B (1,002 TFLOP/s a chip).
 PUBLISHED_MFU: Mapping[str, float] = {
     "v4": 0.56,
     "v5e": 0.46,
     "v5p": 0.65,
     "v6e": 0.45,
     "tpu7x": 0.43,
-    "h100": 0.45,
-    "h200": 0.45,
 }
 
 
@@ -74,7 +70,7 @@ class Device:
     ici: float
     dcn: float
     host: float
-    clock: float | None
+    clock: float
 
 
 def device(slices: Slices) -> Device:
