@@ -81,32 +81,28 @@ def digest(lowered: jax.stages.Lowered, order: Sequence[int], topology: str) -> 
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def compile(step: Step, devices: Sequence[jax.Device], explain: bool = True, dump: str = "") -> Compilation:
+def compile(step: Step, devices: Sequence[jax.Device]) -> Compilation:
     """Lowers and compiles a step; takes minutes for models of billions of parameters.
 
     Args:
         step: the step.
         devices: what it is compiled for.
-        explain: whether the compiler's reports are read for what the memory is used for at its peak.
-        dump: folder in which those reports are to stay; "" for none.
 
     Raises:
         UserError: as `Step.lower`.
     """
     begun = time.perf_counter()
     lowered = step.lower(devices)
-    return compile_lowered(lowered, time.perf_counter() - begun, explain, dump)
+    return compile_lowered(lowered, time.perf_counter() - begun)
 
 
-def compile_lowered(
-    lowered: jax.stages.Lowered, lower_seconds: float = 0.0, explain: bool = True, dump: str = ""
-) -> Compilation:
-    """`compile`, of what is lowered already."""
+def compile_lowered(lowered: jax.stages.Lowered, lower_seconds: float, dump: str = "") -> Compilation:
+    """`compile`, of what is lowered already; with `dump` the compiler's reports stay in that folder."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = dump or temporary
         begun = time.perf_counter()
         try:
-            compiled = lowered.compile({"xla_dump_to": folder} if explain or dump else {})
+            compiled = lowered.compile({"xla_dump_to": folder})
         except jax.errors.JaxRuntimeError as error:
             # A kernel that takes too much of a core's own memory is a mistake of the program, not of its size.
             if "RESOURCE_EXHAUSTED" not in str(error) or "vmem" in str(error).lower():
@@ -116,7 +112,7 @@ def compile_lowered(
         seconds = time.perf_counter() - begun
         memory = _memory(compiled)
         peak = memory.pop("peak")
-        at_peak = live.at_peak(pathlib.Path(folder), peak) if explain or dump else {}
+        at_peak = live.at_peak(pathlib.Path(folder), peak)
     text = _text(compiled)
     if dump and text:
         pathlib.Path(dump, MODULE).write_text(text, encoding="utf-8")

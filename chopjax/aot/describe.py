@@ -10,16 +10,8 @@ from chopjax.aot.sweep import Candidate, frontier
 from chopjax.report.words import significant
 
 GB = 1e9
-_ESTIMATED = {
-    "parameters": ("parameters",),
-    "optimizer": ("optimizer",),
-    "teacher": ("teacher",),
-    "compute copy": ("compute_copy",),
-    "activations": ("activations",),
-    "gradients": ("gradients",),
-    "loss": ("loss",),
-    "other": ("working",),
-}
+# Which estimate stands beside a kind of compiled memory, where it is called otherwise.
+_ESTIMATED = {"compute copy": "compute_copy", "other": "working"}
 
 
 def fits(costs: Costs, device: Device) -> str:
@@ -34,13 +26,11 @@ def fits(costs: Costs, device: Device) -> str:
 def memory(costs: Costs, estimated: Memory | None = None) -> list[str]:
     """What a device's memory is for, as compiled and as estimated."""
     if not costs.at_peak:
-        rows = [("by kind", costs.memory)] if costs.memory else []
-        return [
-            f"  {name}: " + ", ".join(f"{kind} {size / GB:.2f}" for kind, size in found.items()) for name, found in rows
-        ]
+        said = ", ".join(f"{kind} {size / GB:.2f}" for kind, size in costs.memory.items())
+        return [f"  GB by kind: {said}"] if said else []
     lines = [f"  {'GB a device at the peak':28} {'compiled':>9}" + (f" {'estimated':>10}" if estimated else "")]
     for kind, size in costs.at_peak.items():
-        guess = sum(getattr(estimated, name) for name in _ESTIMATED[kind]) if estimated else 0.0
+        guess = getattr(estimated, _ESTIMATED.get(kind, kind), 0.0)
         lines.append(f"  {kind:28} {size / GB:9.2f}" + (f" {guess / GB:10.2f}" if estimated else ""))
     if costs.memory.get("host"):
         lines.append(f"  {'in the memory of the host':28} {costs.memory['host'] / GB:9.2f}")

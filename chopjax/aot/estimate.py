@@ -13,7 +13,7 @@ from chopjax.axes import Role
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import declare
 from chopjax.sharding.rules import RULES, assign
-from chopjax.train.flops import step_flops
+from chopjax.train.flops import WHOLE, step_flops
 
 MASTER, HALF = 4, 2  # bytes of float32 and bfloat16
 MOMENTS = {"adamw": 2, "lion": 1}
@@ -23,7 +23,7 @@ EFFICIENCY = 0.82
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device; those of `state` all the time, the others at the moment that needs the most.
+    """Bytes of one device; the first four and activations all the time, the others at moments of their own.
 
     Attributes:
         parameters: float32 masters.
@@ -104,7 +104,7 @@ class Estimate:
         self._step, self._devices = step, devices
         self._mesh = step.mesh.shape(devices)
         self._rows = math.prod(self._mesh[axis] for axis in RULES["batch"])
-        self._cells = math.prod(self._mesh[axis] for axis in RULES.get("length", ()))
+        self._cells = math.prod(self._mesh[axis] for axis in RULES["length"])
         # Tokens of one device in one micro-batch.
         self._tokens = step.micro_rows * step.length / (self._rows * self._cells)
         self._bytes = MASTER if step.step.compute_dtype == "float32" else HALF
@@ -160,9 +160,9 @@ class Estimate:
         return self._bytes * step.step.accumulate * (weights + self._tokens * self._tokens_wide(shards))
 
     def _through_tensor(self) -> float:
-        """Bytes sent for sums of the residual stream: two in each layer, there, again under full remat, and back."""
+        """Bytes sent for sums of the residual stream: two a layer, there, where blocks are made again, and back."""
         step, tensor = self._step, self._mesh["tensor"]
-        wide = step.student.layers * step.student.embed * 2 * (3 if step.step.remat == "full" else 2)
+        wide = step.student.layers * step.student.embed * 2 * (3 if step.step.remat in WHOLE else 2)
         if step.teacher is not None:
             wide += 2 * step.teacher.layers * step.teacher.embed
         return 2 * (tensor - 1) / tensor * self._bytes * self._tokens * wide * step.step.accumulate

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from chopjax.aot.estimate import Estimate
 from chopjax.aot.hardware import Device
@@ -93,25 +92,16 @@ def _ways(step: TrainingStep, slices: Slices) -> Iterator[TrainingStep]:
                 yield dataclasses.replace(step, mesh=mesh, step=how)
 
 
-def _meshes(mesh: MeshConfig, slices: Slices) -> Iterator[MeshConfig]:
+def _meshes(mesh: MeshConfig, slices: Slices) -> list[MeshConfig]:
     """Meshes of all devices; rows stay as whole as they are, and slices hold copies. What is set now is among them."""
     now = mesh.filled(slices.devices)
     devices = slices.devices // now.context
     powers = [1 << power for power in range(WIDEST.bit_length())]
-    met = False
+    found = []
     for copies, tensor in itertools.product(powers, powers):
         data = copies * slices.slices
         if devices % (data * tensor) == 0:
             fsdp = devices // (data * tensor)
-            changed: dict[str, Any] = {
-                "data": data,
-                "fsdp": fsdp,
-                "tensor": tensor,
-                "dcn_data": slices.slices,
-                "dcn_fsdp": 1,
-            }
-            found = dataclasses.replace(now, **changed)
-            met = met or found == now
-            yield found
-    if not met:
-        yield now
+            sizes = dataclasses.replace(now, data=data, fsdp=fsdp, tensor=tensor, dcn_data=slices.slices, dcn_fsdp=1)
+            found.append(sizes)
+    return found if now in found else [*found, now]

@@ -45,8 +45,7 @@ class Foreseen:
         """The step of the training after the chop.
 
         Raises:
-            UserError: a batch that the mesh does not divide is found when it is lowered; here activations that cannot
-                be compared.
+            UserError: activations that cannot be compared.
         """
         chosen, place = self.settings, heal.teacher_place(self.settings)
         beside = place in ("beside", "learning")
