@@ -19,9 +19,9 @@ from chopjax.aot.steps import Step, TrainingStep  # noqa: E402
 from chopjax.aot.topology import Slices  # noqa: E402
 from chopjax.commands.foreseen import Foreseen, foresee  # noqa: E402
 from chopjax.commands.settings import Settings  # noqa: E402
+from chopjax.commands.spread import check_batches  # noqa: E402
 from chopjax.errors import UserError  # noqa: E402
 from chopjax.models.parameters import count  # noqa: E402
-from chopjax.sharding.rules import RULES  # noqa: E402
 from chopjax.sharding.table import format_table, table  # noqa: E402
 
 REPORT = "aot.json"
@@ -40,7 +40,7 @@ def main(chosen: Settings, options: argparse.Namespace) -> None:
     paths.reach(paths.make(chosen.workdir), "workdir")
     found, device = foresee(chosen), hardware.device(slices)
     step = found.training()
-    check_batches(found, slices)
+    check_batches(found.settings, step.mesh.shape(slices.devices))
     folder = paths.make(chosen.workdir or "runs") / "aot"
     _introduce(found, step, slices)
     if options.table:
@@ -60,32 +60,6 @@ def main(chosen: Settings, options: argparse.Namespace) -> None:
         _say([describe.fits(costs, device), *describe.memory(costs), *describe.traffic(costs)])
         report[name] = costs.to_json()
     files.write_json(folder / REPORT, report)
-
-
-def check_batches(found: Foreseen, slices: Slices) -> None:
-    """Refuses batches that the mesh does not divide.
-
-    Raises:
-        UserError: names the field.
-    """
-    chosen, shape = found.settings, found.settings.mesh.shape(slices.devices)
-    if chosen.data.length % shape["context"]:
-        raise UserError(
-            f"data.length is {chosen.data.length}, which mesh.context={shape['context']} does not divide; "
-            "change one of them"
-        )
-    parts = 1
-    for axis in RULES["batch"]:
-        parts *= shape[axis]
-    fields = {"train.batch": chosen.train.batch // chosen.train.accumulate}
-    fields |= {"score.batch": chosen.score.batch, "evaluate.batch": chosen.evaluate.batch}
-    for field, rows in fields.items():
-        if rows % parts:
-            divided = f" / train.accumulate = {rows}" if field == "train.batch" and chosen.train.accumulate > 1 else ""
-            raise UserError(
-                f"{field}{divided}: {parts} devices of {slices} hold rows, which do not divide {rows}; "
-                f"make it a multiple of {parts}"
-            )
 
 
 def _over_slices(chosen: Settings, slices: Slices) -> Settings:

@@ -19,6 +19,7 @@ from chopjax.chop.apply import chop_config, gather
 from chopjax.chop.plan import Plan
 from chopjax.commands import settings
 from chopjax.commands.settings import Settings
+from chopjax.commands.spread import check_batches
 from chopjax.commands.stages import Stage, Stages
 from chopjax.data.checks import check_tokenizers
 from chopjax.data.config import DataConfig
@@ -215,26 +216,8 @@ class Run:
         Raises:
             UserError: its sizes do not make up the devices, or batches cannot be spread over it.
         """
-        mesh, chosen = make_mesh(self.settings.mesh), self.settings
-        pin = Constrain(mesh)
-        parts = pin.size(pin.parts("length"))
-        if chosen.data.length % parts:
-            raise UserError(
-                f"data.length is {chosen.data.length}, which mesh.context={parts} does not divide; change one of them"
-            )
-        shards = pin.size(pin.parts("batch"))
-        accumulate = chosen.train.accumulate
-        fields = {
-            "train.batch / train.accumulate" if accumulate > 1 else "train.batch": chosen.train.batch // accumulate,
-            "score.batch": chosen.score.batch,
-            "evaluate.batch": chosen.evaluate.batch,
-        }
-        for field, batch in fields.items():
-            if batch % shards:
-                raise UserError(
-                    f"{field} is {batch}, which the {shards} parts of mesh.data x mesh.fsdp do not divide; "
-                    f"make it a multiple of {shards}"
-                )
+        mesh = make_mesh(self.settings.mesh)
+        check_batches(self.settings, mesh.shape)
         return mesh
 
     @property

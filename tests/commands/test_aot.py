@@ -90,7 +90,7 @@ def test_the_fastest_setting_that_fits(source: pathlib.Path, tmp_path: pathlib.P
     [
         (["--topology=v9-4"], "topology is 'v9-4'; give a kind of TPU"),
         ([], "the following arguments are required: --topology"),
-        (["--topology=v5e-64"], "train.batch: 64 devices of v5e:8x8 hold rows, which do not divide 8"),
+        (["--topology=v5e-64"], "train.batch is 8, which the 64 parts of mesh.data x mesh.fsdp do not divide"),
         (["--topology=v5e-4", "--config.search.params=1M"], "search: sizes are not chosen yet"),
         (["--topology=v5e-4", "--config.source=nowhere"], "nowhere: no such folder"),
         (["--topology=v5e-4", "--config.mesh.tensor=3"], "do not make up the 4 devices"),
