@@ -92,11 +92,6 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
-def remove(path: pathlib.Path) -> None:
-    """Removes a file, a link or a whole folder; nothing happens where there is none."""
-    paths.remove(path)
-
-
 def digest(value: Mapping[str, Any]) -> str:
     """A content digest of JSON-able data: the same for every process, order of keys and run."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))

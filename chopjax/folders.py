@@ -45,7 +45,7 @@ def written_whole(folder: pathlib.Path, replace: bool = True, last: Sequence[str
         _take(lock, folder)
         try:
             for entry in sibling.iterdir():
-                files.remove(entry)
+                paths.remove(entry)
             if old.exists() and not folder.exists():  # killed between the two renames
                 old.rename(folder)
             if not replace and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -54,7 +54,7 @@ def written_whole(folder: pathlib.Path, replace: bool = True, last: Sequence[str
             _sync(sibling)
             _put(sibling, folder, old)
         except BaseException:
-            files.remove(sibling)
+            paths.remove(sibling)
             raise
     finally:
         os.close(lock)
@@ -78,12 +78,12 @@ def _sync(folder: pathlib.Path) -> None:
 
 def _put(sibling: pathlib.Path, folder: pathlib.Path, old: pathlib.Path) -> None:
     """Renames over `folder`. A folder cannot be renamed over a full one, so the old one steps aside first."""
-    files.remove(old)
+    paths.remove(old)
     if folder.exists():
         folder.rename(old)
     sibling.rename(folder)
     files.sync(folder.parent)
-    files.remove(old)
+    paths.remove(old)
 
 
 @contextlib.contextmanager

@@ -226,7 +226,7 @@ def use(address: str) -> None:
 def cloud() -> Iterator[Store]:
     """The store that all tests share, each with a bucket of its own; `gs://` leads there."""
     if importlib.util.find_spec("gcsfs") is None:  # which reads its environment when it is imported
-        pytest.skip("needs gcsfs")
+        pytest.skip("gs:// needs gcsfs: pip install 'chopjax[gcs]'")
     store = Store()
     with serving(store) as store.address, pytest.MonkeyPatch.context() as patch:
         for name, value in environment(store.address).items():

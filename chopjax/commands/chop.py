@@ -8,7 +8,7 @@ import pathlib
 
 import numpy as np
 
-from chopjax import files
+from chopjax import paths
 from chopjax.chop.apply import chop_config, gather
 from chopjax.chop.optimizer_state import refuse_edits
 from chopjax.chop.plan import Plan
@@ -53,7 +53,7 @@ def _work(run: Run) -> None:
     folder = run.workdir / (refit.PLAIN if fit else STUDENT)
     if run.writer:
         if fit:
-            files.remove(folder)
+            paths.remove(folder)
         chop_files(run.source, run.plan, folder, run.settings.export.max_shard)
     if fit:
         run.barrier()

@@ -5,7 +5,7 @@ import pathlib
 import jax
 import numpy as np
 
-from chopjax import files
+from chopjax import paths
 from chopjax.chop.edits import Refit
 from chopjax.chop.plan import Plan
 from chopjax.chop.refit import refit
@@ -64,7 +64,7 @@ def make_student(run: Run, wanted: Refit, plain: pathlib.Path) -> None:
         write=run.writer,
     )
     if run.writer:
-        files.remove(plain)
+        paths.remove(plain)
 
 
 def _load(run: Run, checkpoint: Checkpoint) -> dict[str, jax.Array]:

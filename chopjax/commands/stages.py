@@ -137,7 +137,7 @@ class Stages:
             self._write(stage, inputs, finished=False)
             for path, kept in aside.items():
                 if before is not None and not before["finished"] and kept.exists():
-                    files.remove(path)  # half made, where what was cut off had put a whole one aside
+                    paths.remove(path)  # half made, where what was cut off had put a whole one aside
                 else:
                     _move(path, kept)
         self._barrier()
@@ -153,7 +153,7 @@ class Stages:
         if self._writer:
             self._write(stage, inputs, finished=True)
             for kept in aside.values():
-                files.remove(kept)
+                paths.remove(kept)
         self._barrier()
 
     def _changed(self, stage: Stage, changed: str) -> UserError:
@@ -216,7 +216,7 @@ class Stages:
 
 def _move(path: pathlib.Path, to: pathlib.Path) -> None:
     """`path` in place of `to`, where nothing is left if there is no `path`."""
-    files.remove(to)
+    paths.remove(to)
     if path.exists():
         paths.move(path, to)
 

@@ -2,8 +2,8 @@
 
 In one process a handler raises `Preempted` wherever the program is, except under `held`, where it leaves a note that is
 read after each step. In several, JAX's own preemption service catches the signal: whichever process is told, it tells
-the others, and all of them learn the same number of the boundary at which to stop. Asking takes a microsecond and no
-exchange. Imports without jax.
+the others, and all of them learn the same number of the boundary at which to stop. Asking takes less than a
+microsecond and no exchange. Imports without jax.
 """
 
 import contextlib
