@@ -1,14 +1,17 @@
 """Memory, cycles and traffic of training steps on TPU slices, compiled without a TPU.
 
-    python benchmarks/pods.py [--only NAME ...] [--dump FOLDER] [--write docs/benchmarks.md]
+    python benchmarks/pods.py [--only NAME ...] [--dump FOLDER] [--write docs/benchmarks.md] [--peer]
 
 Sequences of 4096 tokens, full remat, float32 master weights and AdamW, bfloat16 gradients, plain FSDP over all chips,
-one process. A step of this size takes 2 to 8 minutes of two cores to compile; what was compiled is kept in --workdir by
-a digest of the program, so a table that was cut off goes on. Needs libtpu: pip install 'chopjax[tpu]'. Per chip:
+one process; and the recipes in configs/ as they stand, each on the pod that it is set for. A step of this size takes 2
+to 8 minutes of two cores to compile; what was compiled is kept in --workdir by a digest of the program, so a table that
+was cut off goes on. Needs libtpu: pip install 'chopjax[tpu]'. With --peer MaxText's own steps are compiled instead,
+where MaxText is installed (`pods_peer.py`). Per chip:
 
     peak_gb           memory_analysis().peak_memory_in_bytes / 1e9
     cycles            the compiler's estimates, summed over the module with loop trip counts; none where it cannot print
     wire_gb           (n - 1) / n of the bytes of each collective over n chips, all-reduce twice
+    tflop             of all matrix products and attention kernels, with what remat makes again
     compile_seconds   wall time of XLA
 
 The last line is JSON.
@@ -19,6 +22,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import runpy
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -27,18 +31,21 @@ from chopjax.aot import cache, topology  # noqa: E402
 from chopjax.aot.compiling import Costs  # noqa: E402
 from chopjax.aot.estimate import Estimate  # noqa: E402
 from chopjax.aot.steps import TrainingStep  # noqa: E402
+from chopjax.commands import settings  # noqa: E402
+from chopjax.commands.foreseen import foresee  # noqa: E402
 from chopjax.distill.config import LossConfig  # noqa: E402
 from chopjax.hf.checkpoint import open_config  # noqa: E402
 from chopjax.models.config import ModelConfig  # noqa: E402
 from chopjax.models.parameters import count  # noqa: E402
 
+Result = dict[str, str | float | None]
 LENGTH = 4096
-SOURCES = pathlib.Path(__file__).resolve().parents[1] / "configs" / "sources"
+CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 
 
 def of(name: str, **sizes: int) -> ModelConfig:
     """A source of the recipes, or a relative of it that differs in sizes."""
-    return dataclasses.replace(open_config(SOURCES / name)[3], kind_of_layer=(), **sizes)
+    return dataclasses.replace(open_config(CONFIGS / "sources" / name)[3], kind_of_layer=(), **sizes)
 
 
 LLAMA31_8B, QWEN3_8B = of("Llama-3.1-8B"), of("Qwen3-8B")
@@ -59,12 +66,6 @@ class Row:
     rows: int = 1
     maxtext: str = ""
 
-    @property
-    def title(self) -> str:
-        """Parameters of teacher and student."""
-        sizes = [f"{count(model) / 1e9:.3g}B" for model in (self.teacher, self.student) if model]
-        return f"distil {' to '.join(sizes)}" if self.teacher else f"train {sizes[0]}"
-
     def step(self, chips: int) -> TrainingStep:
         """The step, by what its program depends on."""
         loss = LossConfig(
@@ -73,7 +74,25 @@ class Row:
         return TrainingStep(self.student, chips * self.rows, LENGTH, loss, self.teacher)
 
 
-ROWS = {
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A shipped recipe on the pod that it is set for: `phase` of it, or the training of its student."""
+
+    topology: str
+    source: str
+    config: str
+    phase: str = ""
+    maxtext: str = ""
+
+    def step(self, chips: int) -> TrainingStep:
+        """The step, as a run would make it."""
+        chosen = settings.from_mapping(runpy.run_path(str(CONFIGS / f"{self.config}.py"))["get_config"]())
+        found = foresee(chosen.changed({"source": str(CONFIGS / "sources" / self.source), "workdir": ""}))
+        return found.before()[self.phase] if self.phase else found.training()
+
+
+ROWS: dict[str, Row | Recipe] = {
+    "4.5b": Row("v5e:4x4", WIDTH_4B),
     "8b": Row("v5e:4x4", LLAMA31_8B, maxtext="11.36 GB, 3.41e9, 45.4 GB"),
     "8b-2": Row("v5e:4x4", LLAMA31_8B, rows=2, maxtext="14.63 GB, 6.54e9"),
     "8b-64": Row("v5e:8x8", LLAMA31_8B, maxtext="6.00 GB, 2.63e9, 59.2 GB"),
@@ -86,33 +105,54 @@ ROWS = {
     "8b-to-8b": Row("v5e:4x4", LLAMA31_8B, LLAMA31_8B, maxtext="15.12 GB, 4.65e9, 65.3 GB"),
     "32b-to-8b": Row("v5e:4x4", QWEN3_8B, QWEN3_32B, maxtext="does not fit"),
     "70b-to-4.5b": Row("v5e:4x4", WIDTH_4B, LLAMA31_70B),
+    "llama31-width": Recipe("v5e-64", "Llama-3.1-8B", "llama31_8b_to_4b_width"),
+    "llama31-depth": Recipe("v5e-64", "Llama-3.1-8B", "llama31_8b_to_4b_depth"),
+    "llama2": Recipe("v5e-64", "Llama-2-7b-hf", "llama2_7b_layerchop"),
+    "llama2-before": Recipe("v5e-64", "Llama-2-7b-hf", "llama2_7b_layerchop", "before the chop"),
+    "minitron": Recipe("v5p-128", "Nemotron-4-15B", "minitron_15b_to_8b_to_4b"),
+    "nemo": Recipe("v6e-128", "Mistral-Nemo-Base-2407", "mistral_nemo_12b_to_8b"),
+    "qwen3": Recipe("v6e-64", "Qwen3-8B", "qwen3_8b_to_6b"),
 }
 
 
 def main() -> None:
     """Compiles row by row and prints each as it is done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help=", ".join(ROWS))
+    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="NAME", help=", ".join(ROWS))
     parser.add_argument("--dump", type=pathlib.Path, help="folder for the compiler's reports on each row")
     parser.add_argument(
         "--workdir", type=pathlib.Path, default=pathlib.Path("runs/pods"), help="keeps what was compiled"
     )
     parser.add_argument("--write", type=pathlib.Path, help="a Markdown file for the table")
+    parser.add_argument("--peer", action="store_true", help="MaxText's steps, of the rows that it has")
     options = parser.parse_args()
+    if options.peer and options.write:
+        parser.error("--write: the page is of chopjax's own steps; leave --peer out")
+    rows = options.only or [name for name, row in ROWS.items() if row.maxtext or not options.peer]
     print(f"{'name':16} {'topology':10} {'peak GB':>8} {'cycles':>10} {'wire GB':>8} {'compile s':>10}", flush=True)
-    found = [measure(name, options.workdir, options.dump) for name in options.only]
+    found = [peer(name) if options.peer else measure(name, options.workdir, options.dump) for name in rows]
     if options.write:
         files.write_text(options.write, page(found))
     print(json.dumps({"rows": found}))
 
 
-def measure(name: str, workdir: pathlib.Path, dump: pathlib.Path | None) -> dict[str, str | float | None]:
+def peer(name: str) -> Result:
+    """Compiles MaxText's step of one row and prints it."""
+    import pods_peer
+
+    result: Result = {"name": name, "topology": ROWS[name].topology, **pods_peer.measure(name)}
+    print_result(result)
+    return result
+
+
+def measure(name: str, workdir: pathlib.Path, dump: pathlib.Path | None) -> Result:
     """Compiles one row and prints it; what does not fit into the chips' memory has no peak."""
     row = ROWS[name]
     slices = topology.parse(row.topology)
-    result: dict[str, str | float | None] = {"name": name, "topology": row.topology}
-    result |= dict.fromkeys(("peak_gb", "cycles", "wire_gb", "compile_seconds"))
+    result: Result = {"name": name, "topology": row.topology}
+    result |= dict.fromkeys(("peak_gb", "cycles", "wire_gb", "tflop", "compile_seconds"))
     step = row.step(slices.devices)
+    result |= {"step": title(step), "rows": step.micro_rows // slices.devices, "length": step.length}
     costs = cache.costs(step, slices, workdir, dump=str(dump / name) if dump else "")
     if costs.peak_bytes is None:
         needed = f", needs {costs.needed_bytes / 1e9:.2f} GB" if costs.needed_bytes else ""
@@ -121,37 +161,67 @@ def measure(name: str, workdir: pathlib.Path, dump: pathlib.Path | None) -> dict
     result |= {"peak_gb": costs.peak_bytes / 1e9, "compile_seconds": costs.compile_seconds}
     if costs.statistics is not None:
         result |= {"cycles": costs.statistics.cycles, "wire_gb": sum(costs.statistics.wire_bytes.values()) / 1e9}
-    cells = (f"{result[key]:{form}}" if result[key] is not None else "-" for key, form in COLUMNS.items())
-    print(f"{name:16} {row.topology:10} " + " ".join(f"{cell:>8}" for cell in cells), flush=True)
+        result["tflop"] = (costs.statistics.matmul_flops + costs.statistics.kernel_flops) / 1e12
+    print_result(result)
     print_costs(costs)
     estimate = Estimate(step, slices.devices)
     print(f"    estimated: {estimate.memory().peak / 1e9:.2f} GB, {estimate.wire().ici / 1e9:.1f} GB sent", flush=True)
     return result
 
 
-def page(found: list[dict[str, str | float | None]]) -> str:
-    """The table, in Markdown."""
-    lines = [
-        "# What steps take on TPU pods",
-        "",
-        "Compiled by libtpu without a TPU and made by `python benchmarks/pods.py --write docs/benchmarks.md`, whose "
-        "head says what is counted. All per chip: rows of 4096 tokens, full remat, float32 master weights and AdamW, "
-        "bfloat16 gradients, plain FSDP. MaxText is version 0.2.5 with jax 0.12, its own step compiled for the same "
-        "chips. Cycles are the compiler's estimate, without what a chip waits for others; nothing was run on a TPU.",
-        "",
-        "| step | slice | rows a chip | peak, GB | cycles | sent, GB | compile, s | MaxText: peak, cycles, sent |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def title(step: TrainingStep) -> str:
+    """What a step does, with parameters of teacher and student."""
+    sizes = [f"{count(model) / 1e9:.3g}B" for model in (step.teacher, step.student) if model]
+    return f"distil {' to '.join(sizes)}" if step.teacher else f"train {sizes[0]}"
+
+
+def page(found: list[Result]) -> str:
+    """The tables, in Markdown."""
+    ours = [result for result in found if isinstance(ROWS[str(result["name"])], Row)]
+    recipes = [result for result in found if result not in ours]
+    return "\n".join([*HEAD, *table(ours, "MaxText: peak, cycles, sent"), *AMONG, *table(recipes, "recipe")]) + "\n"
+
+
+def table(found: list[Result], last: str) -> list[str]:
+    """Lines of one table."""
+    lines = [f"| step | slice | rows a chip | peak, GB | cycles | sent, GB | TFLOP | compile, s | {last} |"]
+    lines.append("|" + "---|" * 9)
     for result in found:
         row = ROWS[str(result["name"])]
         cells = [f"{result[key]:{form}}" if result[key] is not None else "–" for key, form in COLUMNS.items()]
         if result["peak_gb"] is None:
             cells[0] = "does not fit"
-        lines.append(f"| {row.title} | {row.topology} | {row.rows} | {' | '.join(cells)} | {row.maxtext or '–'} |")
-    return "\n".join(lines) + "\n"
+        rows = f"{result['rows']} of {result['length']:,}"
+        words = row.maxtext if isinstance(row, Row) else f"`{row.config}` {row.phase}".strip()
+        lines.append(f"| {result['step']} | {row.topology} | {rows} | {' | '.join(cells)} | {words or '–'} |")
+    return lines
 
 
-COLUMNS = {"peak_gb": ".2f", "cycles": ".3e", "wire_gb": ".1f", "compile_seconds": ".0f"}
+HEAD = [
+    "# What steps take on TPU pods",
+    "",
+    "Compiled by libtpu without a TPU and made by `python benchmarks/pods.py --write docs/benchmarks.md`, whose head "
+    "says what is counted. All per chip: rows of 4096 tokens, full remat, float32 master weights and AdamW, bfloat16 "
+    "gradients, plain FSDP. MaxText is version 0.2.5 with jax 0.12, its own step compiled for the same chips. Cycles "
+    "are the compiler's estimate, without what a chip waits for others; nothing was run on a TPU.",
+    "",
+]
+AMONG = [
+    "",
+    "## The recipes",
+    "",
+    "As they stand in `configs/`, each on the pod that it is set for. A step is all its micro-batches; rows are those "
+    "of one. Of several rounds it is the first.",
+    "",
+]
+COLUMNS = {"peak_gb": ".2f", "cycles": ".3e", "wire_gb": ".1f", "tflop": ".1f", "compile_seconds": ".0f"}
+SHOWN = {"peak_gb": ".2f", "cycles": ".3e", "wire_gb": ".1f", "compile_seconds": ".0f"}
+
+
+def print_result(result: Result) -> None:
+    """One line of what is shown while it is made."""
+    cells = (f"{result[key]:{form}}" if result[key] is not None else "-" for key, form in SHOWN.items())
+    print(f"{result['name']:16} {result['topology']:10} " + " ".join(f"{cell:>8}" for cell in cells), flush=True)
 
 
 def print_costs(costs: Costs) -> None:
