@@ -1,8 +1,8 @@
 """Checkpoints of a run: state, place in the data and identity, saved while training goes on.
 
-A thin layer over Orbax v1. A checkpoint appears under its step's number only when it is whole, so whatever is listed
-can be restored, unless it was damaged afterwards; what a killed run left half-written is never listed and is removed at
-the next start.
+A thin layer over Orbax v1. A checkpoint is listed only when it is whole, so whatever is listed can be restored, unless
+it was damaged afterwards; what a killed run left half-written is never listed, and is named and removed at the next
+start.
 """
 
 import contextlib
@@ -69,7 +69,7 @@ class Checkpoints:
         self.folder = paths.absolute(paths.make(folder))
         self._identity = json.loads(json.dumps(dict(identity)))
         self._metric = metric
-        for half in sorted(self.folder.glob(f"*{_HALF_WRITTEN}*")):
+        for half in _half_written(self.folder):
             say(f"{half} was left half-written by a run that was cut off; it is removed")
         policies = ocp.training.preservation_policies
         best = policies.BestN(
@@ -282,7 +282,22 @@ class _Damaged(UserError):
 
 # What Orbax raises for files that are cut short, changed or gone.
 _DAMAGE = (ValueError, KeyError, TypeError, OSError)
-_HALF_WRITTEN = "orbax-checkpoint-tmp"  # in the names of what is not whole yet
+_HALF_WRITTEN = "orbax-checkpoint-tmp"  # in the names of what is not whole yet, on a disk
+_COMMITTED = "commit_success.txt"  # in what is whole, in a store
+
+
+def _half_written(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What Orbax takes for checkpoints that were never finished, and removes.
+
+    On a disk they have another name until they are whole. Stores cannot rename: there a checkpoint has its name from
+    the beginning, and a file in it says in the end that it is whole.
+    """
+    if not paths.is_remote(folder):
+        return sorted(folder.glob(f"*{_HALF_WRITTEN}*"))
+    names = [tuple(name.split("/")) for name in paths.inside(folder)]
+    whole = {first for first, *rest in names if rest == [_COMMITTED]}
+    halves = {first for first, *rest in names if rest} - whole
+    return [folder / name for name in sorted(halves, key=lambda name: (len(name), name))]
 
 
 def _all(mine: bool) -> bool:

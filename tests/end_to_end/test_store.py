@@ -65,9 +65,10 @@ class Flow:
         assert ended.status == 0, ended.stderr
         return ended
 
-    def killed(self, command: str, death: Death) -> None:
+    def killed(self, command: str, death: Death) -> Ended:
         ended = self.ended(command, death)
         assert ended.status == -9, ended.stderr
+        return ended
 
     def names(self, folder: str) -> list[str]:
         return self.cloud.names(f"{self.bucket}/{folder}")
@@ -92,7 +93,8 @@ def test_a_run_in_a_store_that_dies_twice(place: Place, whole: pathlib.Path, clo
     cloud.objects.pop(f"{bucket}/run/checkpoints/6/commit_success.txt", None)
     assert json.loads(flow.content("run/metrics.jsonl").splitlines()[-1])["step"] >= 6
 
-    flow.killed("heal", Death(END, 1))
+    half = f"gs://{bucket}/run/checkpoints/6 was left half-written by a run that was cut off; it is removed"
+    assert half in flow.killed("heal", Death(END, 1)).stdout
     # Weights were put already, but nobody takes the folder for a model.
     assert flow.names("run/export") == ["model.safetensors"]
     with pytest.raises(UserError, match=r"config.json: missing"):

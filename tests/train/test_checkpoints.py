@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from gcs import Store
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from chopjax.errors import UserError
@@ -204,7 +205,7 @@ def test_a_run_killed_while_saving_leaves_the_newest_whole_checkpoint(tmp_path: 
         assert {entry.name for entry in tmp_path.iterdir()} == {str(step) for step in checkpoints.steps}
 
 
-def saved(folder: pathlib.Path, *steps: int) -> None:
+def saved(folder: pathlib.Path | str, *steps: int) -> None:
     with Checkpoints(folder, IDENTITY, keep=len(steps)) as checkpoints:
         for step in steps:
             checkpoints.save(step, {"x": jnp.arange(9.0) + step}, {"row": step})
@@ -266,3 +267,36 @@ def test_a_half_written_one_is_said(tmp_path: pathlib.Path) -> None:
         assert checkpoints.resume(wanted(**TARGET)).step == 1
     assert said == [f"{half} was left half-written by a run that was cut off; it is removed"]
     assert [file.name for file in tmp_path.iterdir()] == ["1"]
+
+
+def test_in_a_store_what_lacks_its_last_file_is_said_and_removed(cloud: Store, bucket: str) -> None:
+    folder = f"gs://{bucket}/run/checkpoints"
+    saved(folder, 3, 6, 9, 12)
+    del cloud.objects[f"{bucket}/run/checkpoints/9/commit_success.txt"]
+    for name in [name for name in cloud.names(f"{bucket}/run/checkpoints/12") if not name.startswith("state/")]:
+        del cloud.objects[f"{bucket}/run/checkpoints/12/{name}"]
+    cloud.put(f"{bucket}/run/checkpoints/notes.txt", b"a person's")
+    said: list[str] = []
+    with Checkpoints(folder, IDENTITY, keep=4, say=said.append) as checkpoints:
+        assert checkpoints.resume(wanted(**TARGET)).step == 6 and checkpoints.steps == [3, 6]
+    assert said == [
+        f"{folder}/{step} was left half-written by a run that was cut off; it is removed" for step in (9, 12)
+    ]
+    assert {name.split("/")[0] for name in cloud.names(f"{bucket}/run/checkpoints")} == {"3", "6", "notes.txt"}
+    said.clear()
+    with Checkpoints(folder, IDENTITY, keep=4, say=said.append) as checkpoints:
+        assert checkpoints.latest == 6 and not said
+
+
+def test_in_a_store_a_damaged_one_is_set_aside(cloud: Store, bucket: str) -> None:
+    folder, said = f"gs://{bucket}/run/checkpoints", []
+    saved(folder, 3, 6)
+    for name in cloud.names(f"{bucket}/run/checkpoints/6/state"):
+        cloud.put(f"{bucket}/run/checkpoints/6/state/{name}", b"abc")
+    with Checkpoints(folder, IDENTITY, say=said.append) as checkpoints:
+        restored = checkpoints.resume(wanted(**TARGET))
+        assert restored is not None and restored.step == 3 and checkpoints.steps == [3]
+    (line,) = said
+    assert line.startswith(f"{folder}/6 cannot be read (")
+    assert line.endswith(f"; moved to gs://{bucket}/run/checkpoints_damaged, going on from step 3")
+    assert "6/commit_success.txt" in cloud.names(f"{bucket}/run/checkpoints_damaged")
