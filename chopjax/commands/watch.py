@@ -20,12 +20,12 @@ from chopjax.models.config import ModelConfig
 from chopjax.sharding.mesh import place_batch
 from chopjax.train import preemption
 from chopjax.train.checkpoints import METRIC, Checkpoints
-from chopjax.train.flops import step_flops
+from chopjax.train.flops import StepFlops, step_flops
 from chopjax.train.goodput import Goodput
 from chopjax.train.heartbeat import Heartbeat
 from chopjax.train.loop import due, to_host
 from chopjax.train.metrics import MetricsWriter, Tracker
-from chopjax.train.mfu import utilisation
+from chopjax.train.mfu import figures
 from chopjax.train.progress import Progress
 from chopjax.train.skipping import Steps
 from chopjax.train.state import TrainState
@@ -150,9 +150,9 @@ class Watch:
         rate = self._tokens(step - self._clocked) / (now - self._clock)
         self._clock, self._clocked = now, step
         values.pop("tokens")
-        mfu = utilisation(rate * training_flops(self._run, self._phase), jax.devices())
+        arithmetic = figures(token_flops(self._run, self._phase), rate, jax.devices())
         counted = {"skipped": self._steps.skipped, "goodput": self._goodput.share}
-        return values | counted | {"tokens_per_second": rate, "mfu": mfu}
+        return values | counted | {"tokens_per_second": rate} | arithmetic
 
     def _heldout(self, state: TrainState) -> dict[str, float]:
         began = time.monotonic()
@@ -171,10 +171,10 @@ class Watch:
         return figures if found.kl is None else figures | {"heldout_kl": found.kl}
 
 
-def training_flops(run: Run, phase: Phase) -> float:
+def token_flops(run: Run, phase: Phase) -> StepFlops:
     """FLOPs that training on one token takes; what is made again in the backward pass not counted."""
     teacher = run.teacher_config if phase.teacher in ("beside", "learning") else None
-    return step_flops(phase.config, teacher, 1, run.student_data.length, learning=phase.teacher == "learning").model
+    return step_flops(phase.config, teacher, 1, run.student_data.length, learning=phase.teacher == "learning")
 
 
 def heldout(

@@ -87,7 +87,8 @@ def charts(metrics: Sequence[Mapping[str, Any]], references: Mapping[str, float]
         chart("norm", "Gradient norm", "grad_norm", small=True),
         chart("rate", "Learning rate", "learning_rate", small=True),
         chart("speed", "Tokens a second", "tokens_per_second", small=True),
-        chart("mfu", "Share of peak FLOPs", "mfu", small=True),
+        chart("arithmetic", "TFLOP/s of a device", *_with_parts("tflops"), small=True),
+        chart("mfu", "Share of peak FLOPs", *_with_parts("mfu"), small=True),
     ]
     return [chart for chart in wanted if chart.series]
 
@@ -143,6 +144,11 @@ def _parts(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     parts = [part for part in PARTS if _seen(metrics, part)]
     alone = len(parts) == 1 and all(line.get("loss") == line.get(parts[0]) for line in metrics if "loss" in line)
     return [] if alone else parts
+
+
+def _with_parts(field: str) -> tuple[str, str, str]:
+    """A figure of the whole step and its parts, which are logged where a teacher is in it."""
+    return field, f"{field}_student", f"{field}_teacher"
 
 
 def _of_activations(metrics: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -49,7 +49,8 @@ class Progress:
 
         Args:
             step: optimizer steps done.
-            values: of these, `loss`, `tokens_per_second` and `mfu` (a share of 1) are shown if there.
+            values: of these, `loss`, `tokens_per_second` and `mfu` (a share of 1), or where that is not known `tflops`,
+                are shown if there; the latter two with the student's and the teacher's parts.
         """
         now = self._clock()
         self._first = self._first or (step, now)  # the time before holds the compilation
@@ -83,12 +84,29 @@ class Progress:
         if values.get("tokens_per_second") is not None:
             parts.append(f"{_short(float(values['tokens_per_second']))} tokens/s")
         if values.get("mfu") is not None:
-            parts.append(f"MFU {100 * float(values['mfu']):.1f} %")
+            parts.append(f"MFU {_share(values['mfu'])} %{_parts(values, 'mfu', _share)}")
+        elif values.get("tflops") is not None:
+            parts.append(f"{_significant(values['tflops'])} TFLOP/s a device{_parts(values, 'tflops', _significant)}")
         assert self._first is not None
         since, began = self._first
         if since < step < self._total:
             parts.append(f"{_duration((now - began) / (step - since) * (self._total - step))} left")
         return "  ".join(parts)
+
+
+def _parts(values: Mapping[str, Any], name: str, written: Callable[[Any], str]) -> str:
+    """` (student 25.0, teacher 16.2)`, or nothing where there is no teacher."""
+    parts = {part: values.get(f"{name}_{part}") for part in ("student", "teacher")}
+    said = ", ".join(f"{part} {written(value)}" for part, value in parts.items() if value is not None)
+    return f" ({said})" if said else ""
+
+
+def _share(value: Any) -> str:
+    return f"{100 * float(value):.1f}"
+
+
+def _significant(value: Any) -> str:
+    return f"{float(value):.3g}"
 
 
 def _short(number: float) -> str:

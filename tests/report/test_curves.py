@@ -27,6 +27,13 @@ def test_parts_are_drawn_beside_a_loss_that_mixes_them() -> None:
     assert svg.count("stroke-dasharray") >= 2  # curves differ without colour
 
 
+def test_the_teachers_part_of_the_arithmetic_is_a_curve() -> None:
+    rates = {"tflops": 3.0, "tflops_student": 2.0, "tflops_teacher": 1.0}
+    (chart,) = charts([{"step": step} | rates | {"mfu": None, "mfu_student": None} for step in range(3)], {})
+    assert chart.name == "arithmetic"
+    assert [one.label for one in chart.series] == ["tflops", "tflops student", "tflops teacher"]
+
+
 def test_references_are_drawn_and_described() -> None:
     chart = charts(metrics(), {"teacher": 24.3, "chopped": math.nan})[1]
     assert chart.references == {"teacher": 24.3}

@@ -41,6 +41,18 @@ def test_what_is_not_known_is_left_out() -> None:
     assert out.getvalue() == "step 3/3  loss 2.0000\n"
 
 
+def test_the_teachers_part_is_shown_beside_the_students() -> None:
+    parts = {"mfu": 0.4123, "mfu_student": 0.25, "mfu_teacher": 0.1623}
+    rates = {"tflops": 0.0512, "tflops_student": 0.0312, "tflops_teacher": 0.02}
+    out, console = log()
+    with Progress(3, console=console) as progress:
+        progress.update(3, rates | parts)
+        progress.update(3, rates | dict.fromkeys(parts))
+    first, second = out.getvalue().splitlines()
+    assert first == "step 3/3  MFU 41.2 % (student 25.0, teacher 16.2)"
+    assert second == "step 3/3  0.0512 TFLOP/s a device (student 0.0312, teacher 0.02)"
+
+
 def test_long_times_and_big_numbers_stay_short() -> None:
     out, console = log()
     clock = Clock()
