@@ -30,6 +30,12 @@ run() {
     [[ -n $DRY_RUN ]] || "$@"
 }
 
+# Ends here where gcloud is missing, which --dry-run does not need.
+needs_gcloud() {
+    [[ -n $DRY_RUN ]] || type -P gcloud >/dev/null ||
+        fail "gcloud is not installed, or not on PATH; see https://cloud.google.com/sdk/docs/install"
+}
+
 # A flag's value: `value --zone "$@"` where $@ is the rest of the command line.
 value() {
     [[ $# -ge 2 && -n $2 ]] || fail "$1 wants a value; see --help"

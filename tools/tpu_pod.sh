@@ -16,7 +16,9 @@ A pod slice of several hosts, asked for as a queued resource. Actions are done i
   delete    delete the slice and the request
   keep      create, wait, install, run; when the slice is taken back, all of it again, until the run says that it is
             finished; then delete. The run goes on from its newest whole checkpoint. A run that breaks off three times
-            in a row, each within an hour, while its slice is there is given up
+            in a row, each within an hour, while its slice is there is given up. Where gcloud does not answer, for want
+            of a network or of quota, it is asked again, after pauses of up to ten minutes and for as long as it takes;
+            where Google refuses the credentials or the request itself, keep ends
   all       create wait install run delete; after a failure nothing is deleted
 
   --name NAME               of the queued resource and of its node
@@ -39,7 +41,7 @@ example: tools/tpu_pod.sh keep --name chop --zone us-west4-a --accelerator-type 
 TEXT
 }
 
-ACTIONS=() NAME='' ZONE='' PROJECT='' TYPE='' SLICES=1 VERSION='' RETRIES=100 POLL=30
+ACTIONS=() NAME='' STATE='' ZONE='' PROJECT='' TYPE='' SLICES=1 VERSION='' RETRIES=100 POLL=30
 CREATE=() SEND=() TRAIN=()
 while [[ $# -gt 0 ]]; do
     case $1 in
@@ -74,26 +76,76 @@ done
 PLACE=("--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"})
 queued() { run gcloud compute tpus queued-resources "$@" "${PLACE[@]}"; }
 
+# Ended after LIMIT seconds where that is set, since a connection may also hang.
+gcloud() {
+    if [[ -n ${LIMIT:-} ]] && command -v timeout >/dev/null; then
+        timeout --kill-after=10 "$LIMIT" gcloud "$@"
+    else
+        command gcloud "$@"
+    fi
+}
+
+# What gcloud says where asking again is no use. That it could not *refresh* credentials may be the network's fault.
+UNKNOWN_ACCOUNT='invalid_grant|invalid_client|UNAUTHENTICATED|invalid authentication credentials'
+UNKNOWN_ACCOUNT+='|do not currently have an active account|default credentials were not found|[Rr]eauthentication'
+NO_PERMISSION='PERMISSION_DENIED|does not have permission|SERVICE_DISABLED'
+LONGEST_PAUSE=600 ANSWER_SECONDS=${ANSWER_SECONDS:-300}
+
+# Asks gcloud until it answers. The answer is then in ANSWER; the status is 1 if there is no such request, which for
+# create means that there is one already. UNANSWERED counts all that was asked in vain.
+ANSWER='' UNANSWERED=0
+ask() {
+    local said reason status pause=$POLL LIMIT=$ANSWER_SECONDS
+    while true; do
+        said=$(mktemp) status=0
+        ANSWER=$(queued "$@" 2>"$said") || status=$?
+        cat "$said" >&2
+        reason=$(grep -v '^+ ' "$said" | grep -m 1 ERROR || grep -v '^+ ' "$said" | tail -n 1 || true)
+        rm -f "$said"
+        if ((status == 0)) && [[ -n $ANSWER || $1 != describe || -n $DRY_RUN ]]; then return 0; fi
+        judge "$1" "$status" "${reason:0:300}" || return 1
+        UNANSWERED=$((UNANSWERED + 1))
+        echo "gcloud gave no answer to $1 (${reason:-status $status}); asked again in $pause s" >&2
+        sleep "$pause"
+        pause=$((2 * pause < LONGEST_PAUSE ? 2 * pause : LONGEST_PAUSE))
+    done
+}
+
+# Whether to ask again after a failure: judge WHAT STATUS REASON. Ends where that is no use.
+judge() {
+    local left="; $NAME is left as it is"
+    [[ $1 != create || ! $3 =~ ALREADY_EXISTS ]] || return 1
+    [[ $1 == create || ! $3 =~ NOT_FOUND ]] || return 1
+    [[ ! $3 =~ $UNKNOWN_ACCOUNT ]] || fail "$1: Google refuses the credentials ($3); run gcloud auth login$left"
+    [[ ! $3 =~ $NO_PERMISSION ]] || fail "$1: this account lacks a permission ($3)$left"
+    [[ $1 != create || ! $3 =~ INVALID_ARGUMENT|NOT_FOUND ]] || fail "$1: Google refuses the request ($3)"
+    (($2 != 2)) || fail "$1: gcloud does not understand the command ($3)$left" # its status for wrong arguments
+}
+
+# create [ask]: once, or until there is an answer
 create() {
     [[ -n $TYPE ]] || fail "create: --accelerator-type is needed; see --help"
     [[ -n $VERSION ]] || VERSION=$(runtime_version "$TYPE")
     local nodes=("--node-id=$NAME")
     ((SLICES == 1)) || nodes=("--node-count=$SLICES" "--node-prefix=$NAME")
-    queued create "$NAME" "${nodes[@]}" "--accelerator-type=$TYPE" "--runtime-version=$VERSION" "${CREATE[@]}"
+    "${1:-queued}" create "$NAME" "${nodes[@]}" "--accelerator-type=$TYPE" "--runtime-version=$VERSION" "${CREATE[@]}"
 }
 
-state() { queued describe "$NAME" '--format=value(state.state)'; }
+# Puts the state of the request into STATE; nothing if there is no request.
+look() { if ask describe "$NAME" '--format=value(state.state)'; then STATE=$ANSWER; else STATE=''; fi; }
 
 wait_for_slice() {
-    local now unknown=0
+    local absent=0
     while true; do
-        if now=$(state); then unknown=0; else now=unknown && unknown=$((unknown + 1)); fi
+        look
         [[ -z $DRY_RUN ]] || return 0
-        case $now in
+        case $STATE in
         ACTIVE) return 0 ;;
-        FAILED | SUSPENDING | SUSPENDED | DELETING) echo "$NAME is $now" >&2 && return 1 ;;
+        FAILED | SUSPENDING | SUSPENDED | DELETING) echo "$NAME is $STATE" >&2 && return 1 ;;
+        '') absent=$((absent + 1)) ;; # a new request may take a moment to be seen
+        *) absent=0 ;;
         esac
-        ((unknown < 10)) || fail "wait: no word of $NAME from gcloud"
+        ((absent < 10)) || { echo "there is no request $NAME" >&2 && return 1; }
         sleep "$POLL"
     done
 }
@@ -114,7 +166,8 @@ install() {
 
 train() { on_all "$(train_command "${TRAIN[@]}" --config.mesh.distributed=True)"; }
 
-delete() { queued delete "$NAME" --force --quiet; }
+# delete [ask]: once, or until there is an answer
+delete() { "${1:-queued}" delete "$NAME" --force --quiet; }
 
 # A run that was told to end saves and ends well too, so its status alone does not say that it is finished.
 run_to_end() {
@@ -127,29 +180,32 @@ run_to_end() {
 }
 
 keep() {
-    local attempt began broken=0
+    local attempt began unanswered broken=0
     for ((attempt = 1; attempt <= RETRIES; attempt++)); do
         echo "attempt $attempt of $RETRIES" >&2
+        look
         # A slice that an earlier call of this script asked for is used.
-        if [[ -n $(state) ]] || create; then
-            if wait_for_slice; then
-                began=$SECONDS
-                if install && run_to_end; then
-                    delete
-                    return 0
-                fi
-                sleep $((2 * POLL))  # until a slice that is taken back is said to be
-                if [[ $(state) == ACTIVE ]]; then
-                    ((SECONDS - began < 3600)) || broken=0 # it got somewhere before
-                    broken=$((broken + 1))
-                    ((broken < 3)) && continue
-                    delete
-                    fail "keep: the run broke off three times on a slice that was there; its messages say why"
-                fi
+        [[ -n $STATE ]] || create ask || true
+        if wait_for_slice; then
+            began=$SECONDS
+            if install && run_to_end; then
+                delete ask || true
+                return 0
+            fi
+            sleep $((2 * POLL)) # until a slice that is taken back is said to be
+            unanswered=$UNANSWERED
+            look
+            if [[ $STATE == ACTIVE ]]; then
+                ((UNANSWERED == unanswered)) || continue # it was the network here that broke off
+                ((SECONDS - began < 3600)) || broken=0   # it got somewhere before
+                broken=$((broken + 1))
+                ((broken < 3)) && continue
+                delete ask || true
+                fail "keep: the run broke off three times on a slice that was there; its messages say why"
             fi
         fi
         broken=0
-        delete || true # it may be gone, or never have been
+        delete ask || true # it may be gone
     done
     fail "keep: not finished after $RETRIES attempts"
 }
@@ -157,6 +213,7 @@ keep() {
 case " ${ACTIONS[*]} " in
 *' run '* | *' keep '*) [[ ${#TRAIN[@]} -gt 0 ]] || fail "give the flags of chopjax.train after --" ;;
 esac
+needs_gcloud
 for action in "${ACTIONS[@]}"; do
     case $action in
     wait) wait_for_slice ;;

@@ -105,6 +105,7 @@ fetch() {
     done
 }
 
+needs_gcloud
 for action in "${ACTIONS[@]}"; do
     case $action in
     run) train ;;

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -108,17 +109,40 @@ def test_several_slices() -> None:
     assert " --node-count=4 --node-prefix=chop --accelerator-type=v6e-64 " in create
 
 
+# Does to the slice what MODE says, and fails as gcloud does, with the same beginning of a line for a lost network as
+# for credentials that are refused.
 GCLOUD = """#!/usr/bin/env bash
 echo "$4" >> calls
+asked=$(grep -c "$4" calls)
+fail() { echo "ERROR: (gcloud.compute.tpus.queued-resources) $1" >&2; exit "${2:-1}"; }
+tokens="There was a problem refreshing your current auth tokens:"
+network="$tokens HTTPSConnectionPool(host='oauth2.googleapis.com', port=443): Max retries exceeded"
+case "$MODE $4 $asked" in
+"hiccups describe "[2468] | "hiccups describe 1"?) exit 0 ;;
+"hiccups describe "?) fail "$network" ;;
+"hiccups create 1") touch state; fail "DEADLINE_EXCEEDED" ;;  # it was done, but nobody said so
+"hiccups delete 1") fail "UNAVAILABLE: the service is unavailable" ;;
+"hangs describe 1") exec sleep 50 ;;
+"outage describe"*) [[ ! -f outage ]] || { rm outage; fail "$network"; } ;;
+"quota create "[1-6]) fail "RESOURCE_EXHAUSTED: Quota limit has been exceeded" ;;
+"expired describe 2") fail "$tokens ('invalid_grant: Token has been expired or revoked.')" ;;
+"nobody "*) fail "You do not currently have an active account selected." ;;
+"denied "*) fail "PERMISSION_DENIED: Permission 'tpu.queuedResources.get' denied" ;;
+"wrong create "*) fail "INVALID_ARGUMENT: Invalid accelerator type" ;;
+"usage "*) fail "argument --zone: Bad value" 2 ;;
+esac
+[[ $4 != create || ! -f state ]] || fail "ALREADY_EXISTS: there is one"
+[[ $4 != describe && $4 != delete || -f state ]] || fail "NOT_FOUND: Resource 'chop' was not found"
 case "$4" in
 create) echo ACTIVE > state ;;
-describe) cat state 2>/dev/null ;;
-delete) rm -f state ;;
+describe) [[ -s state ]] || echo ACTIVE > state; cat state ;;
+delete) rm state ;;
 ssh)
     case "$*" in *chopjax.train*) ;; *) exit 0 ;; esac
     echo run >> runs
     case "$MODE $(wc -l < runs)" in
     "taken 1") echo SUSPENDED > state ;;  # saved, and ended well
+    "outage "[1-4]) touch outage; exit 255 ;;
     broken*) exit 1 ;;
     *) echo "train: finished" ;;
     esac ;;
@@ -131,7 +155,7 @@ def kept(folder: Path, mode: str) -> tuple[subprocess.CompletedProcess, list[str
     (folder / "gcloud").write_text(GCLOUD)
     (folder / "gcloud").chmod(0o755)
     script = [str(TOOLS / "tpu_pod.sh"), "keep", *PLACE, "--accelerator-type", "v6e-64", "--poll", "0", *TRAIN]
-    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "MODE": mode}
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "MODE": mode, "ANSWER_SECONDS": "2"}
     done = subprocess.run(
         ["bash", *script], cwd=folder, capture_output=True, text=True, timeout=60, env=environment, check=False
     )
@@ -150,6 +174,63 @@ def test_a_run_that_breaks_off_is_given_up_with_its_slice(tmp_path: Path) -> Non
     assert done.returncode == 2 and "broke off three times" in done.stderr
     assert calls.count("create") == 1 and calls[-1] == "delete"
     assert (tmp_path / "runs").read_text().count("run") == 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "unanswered", "runs"), [("hiccups", 21, 1), ("quota", 6, 1), ("hangs", 1, 1), ("outage", 4, 5)]
+)
+def test_who_keeps_a_slice_asks_until_there_is_an_answer(mode: str, unanswered: int, runs: int, tmp_path: Path) -> None:
+    done, calls = kept(tmp_path, mode)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("gcloud gave no answer to") == unanswered
+    # Nothing was taken for a slice that is gone.
+    assert calls.count("delete") == 1 + (mode == "hiccups") and calls[-1] == "delete" and "attempt 6" not in done.stderr
+    assert not (tmp_path / "state").exists() and (tmp_path / "runs").read_text().count("run") == runs
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        (
+            "expired",
+            "describe: Google refuses the credentials (ERROR: (gcloud.compute",
+        ),
+        (
+            "nobody",
+            "describe: Google refuses the credentials (ERROR: (gcloud.compute",
+        ),
+        ("denied", "describe: this account lacks a permission (ERROR: "),
+        ("wrong", "create: Google refuses the request (ERROR: "),
+        ("usage", "describe: gcloud does not understand the command (ERROR: "),
+    ],
+)
+def test_who_keeps_a_slice_ends_where_asking_again_is_no_use(mode: str, said: str, tmp_path: Path) -> None:
+    done, calls = kept(tmp_path, mode)
+    assert done.returncode == 2 and "delete" not in calls and len(calls) <= 3
+    (last,) = [line for line in done.stderr.splitlines() if line.startswith("tpu_pod.sh: ")]
+    assert last == done.stderr.splitlines()[-1] and last.startswith(f"tpu_pod.sh: {said}")
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "tpu_pod.sh"])
+def test_a_missing_gcloud_is_said_at_once(script: str, tmp_path: Path) -> None:
+    for name in ("bash", "dirname", "cat"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    done = called(script, "delete", *PLACE, PATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{script}: gcloud is not installed, or not on PATH; see https://")
+    assert called(script, "delete", *PLACE, "--dry-run", PATH=str(tmp_path)).returncode == 0
+
+
+def test_the_pauses_grow(tmp_path: Path) -> None:
+    (tmp_path / "gcloud").write_text("#!/bin/bash\n[[ -f tenth ]] && echo ACTIVE || { echo no network >&2; exit 1; }\n")
+    (tmp_path / "sleep").write_text("#!/bin/bash\necho $1 >> pauses\n(($(wc -l < pauses) < 9)) || touch tenth\n")
+    for name in ("gcloud", "sleep"):
+        (tmp_path / name).chmod(0o755)
+    words = ["bash", str(TOOLS / "tpu_pod.sh"), "wait", *PLACE]
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(words, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=60)
+    assert (tmp_path / "pauses").read_text().split() == ["30", "60", "120", "240", "480", "600", "600", "600", "600"]
 
 
 def test_a_workload_on_gke() -> None:
