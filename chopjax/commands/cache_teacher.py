@@ -20,7 +20,7 @@ from chopjax.data.reached import reached
 from chopjax.data.rows import Rows, stack_rows
 from chopjax.data.target_records import encode_draws, encode_top, predicting, row_digest, row_key
 from chopjax.data.teacher_cache import CachedRows, CacheInfo, Selection
-from chopjax.distill.cache_config import check_loss
+from chopjax.distill.cache_config import check_loss, check_vocab
 from chopjax.distill.sparse import Draws, TopTokens, draw_tokens, top_tokens
 from chopjax.errors import UserError
 from chopjax.models import decoder
@@ -54,13 +54,14 @@ def check(run: Run) -> None:
 
     Raises:
         UserError: `cache.kind` is off, or the loss cannot be made of cached targets, or the words of a student are not
-            known yet.
+            known yet, or fewer than are to be kept.
     """
     check_loss(run.settings.cache, run.settings.loss)
     if run.settings.cache.kind == "off":
         raise UserError("cache.kind is 'off', so there is nothing to write; choose 'top_k' or 'samples'")
     if run.trimmed and not (run.workdir / STUDENT).exists():
         raise UserError("plan.vocab trims the vocabulary, and the student does not exist yet; run chopjax.chop first")
+    check_vocab(run.settings.cache, run.student_tokenizer.vocab)
 
 
 def make(run: Run) -> None:

@@ -187,6 +187,8 @@ def _check_settings(run: Run) -> None:
     """Refuses settings that do not go together."""
     chosen = run.settings
     cache_config.check_loss(chosen.cache, chosen.loss)
+    if chosen.cache.kind != "off":  # of a vocabulary that is trimmed, what stays is known later
+        cache_config.check_vocab(chosen.cache, run.tokenizer.vocab)
     needing = {"hidden": chosen.hidden.terms, "correction.mode": chosen.correction.mode != "off"}
     for name in (name for name, wanted in needing.items() if wanted and chosen.cache.kind != "off"):
         raise UserError(f"{name} needs a teacher that runs; set cache.kind to 'off', which is {chosen.cache.kind!r}")

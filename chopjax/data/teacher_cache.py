@@ -133,16 +133,17 @@ def begin(folder: pathlib.Path, info: CacheInfo) -> bool:
     """Makes the folder ready to be written, or to be written on; says whether it is whole already.
 
     Raises:
-        UserError: it holds a cache that was begun otherwise.
+        UserError: it holds targets of a cache that was begun otherwise.
     """
     found, sizes = _read_info(folder)
     if found is not None and sizes is not None and not found.mismatch(info) and not missing(folder, found):
         return True
-    if found is not None:
-        if reason := found.change(info):
-            raise UserError(f"{folder} {reason}; {AGAIN}")
+    change = "" if found is None else found.change(info)
+    if change and any(shard_path(folder, shard).exists() for shard in range(found.shards)):
+        raise UserError(f"{folder} {change}; {AGAIN}")
+    if found is not None and not change:
         return False
-    if folder.exists() and any(folder.iterdir()):
+    if found is None and folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} holds something that is no teacher's cache; name another folder in cache.path")
     _write_info(folder, info, None)
     return False

@@ -65,3 +65,13 @@ def check_loss(cache: CacheConfig, loss: LossConfig) -> None:
         raise UserError(f"loss.top_k is {loss.top_k}, which is for a teacher that is not cached; set it to 0")
     if any(schedule.field == "temperature" for schedule in loss.schedules):
         raise UserError("loss.schedules: a cache is of one temperature; leave temperature out, or set cache.kind 'off'")
+
+
+def check_vocab(cache: CacheConfig, tokens: int) -> None:
+    """Refuses to keep more tokens of each distribution than it has.
+
+    Raises:
+        UserError: `cache.k` is more than `tokens`.
+    """
+    if cache.kind == "top_k" and cache.k > tokens:
+        raise UserError(f"cache.k is {cache.k}, but the tokenizer has only {tokens} tokens; keep {tokens} or fewer")

@@ -105,8 +105,10 @@ class LossConfig:
     @property
     def active(self) -> frozenset[str]:
         """Terms that have a weight at some time."""
-        scheduled = {schedule.field for schedule in self.schedules if schedule.final}
-        return frozenset(name for name in TERMS if getattr(self, name) or name in scheduled)
+        begins = {name: getattr(self, name) for name in TERMS}
+        begins |= {schedule.field: schedule.final for schedule in self.schedules if schedule.kind == "constant"}
+        ends = {schedule.field: schedule.final for schedule in self.schedules}
+        return frozenset(name for name in TERMS if begins[name] or ends.get(name))
 
     @property
     def teacher_terms(self) -> tuple[str, ...]:

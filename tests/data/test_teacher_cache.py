@@ -181,6 +181,13 @@ def test_rows_that_were_not_kept(rows, tmp_path):
             CachedRows(rows.folder, folder, dataclasses.replace(info, selection=selection))
 
 
+def test_a_cache_that_ended_before_its_first_shard_may_be_begun_otherwise(rows, tmp_path):
+    folder = tmp_path / "cache"
+    assert not teacher_cache.begin(folder, info_of(rows, kind="top_k", count=90_000))
+    write_cache(folder, rows, info_of(rows))
+    CachedRows(rows.folder, folder, info_of(rows)).close()
+
+
 def test_a_cut_off_cache_goes_on_at_the_first_missing_shard(rows, tmp_path):
     info, folder = info_of(rows), tmp_path / "cache"
     assert not teacher_cache.begin(folder, info)

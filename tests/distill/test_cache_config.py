@@ -1,6 +1,6 @@
 import pytest
 
-from chopjax.distill.cache_config import CacheConfig, check_loss
+from chopjax.distill.cache_config import CacheConfig, check_loss, check_vocab
 from chopjax.distill.config import LossConfig, LossSchedule
 from chopjax.errors import UserError
 
@@ -43,3 +43,10 @@ def test_losses_that_no_cache_serves(loss, said):
 def test_losses_that_a_cache_serves():
     loss = LossConfig(next_token=0.5, kl=0.5, z_loss=1e-4, schedules=(LossSchedule("kl", final=1.0),))
     check_loss(CacheConfig(kind="top_k"), loss)
+
+
+def test_no_more_tokens_are_kept_than_there_are():
+    for cache in (CacheConfig(kind="top_k", k=200), CacheConfig(kind="samples", samples=500), CacheConfig(k=500)):
+        check_vocab(cache, 200)
+    with pytest.raises(UserError, match="cache.k is 201, but the tokenizer has only 200 tokens; keep 200 or fewer"):
+        check_vocab(CacheConfig(kind="top_k", k=201), 200)

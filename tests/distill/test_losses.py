@@ -322,7 +322,8 @@ def test_memory_hardly_grows_with_tokens() -> None:
 @pytest.mark.parametrize(
     "options",
     [{"kl": -1.0}, {"kl": 0.0}, {"temperature": 0.0}, {"chunk": 0}, {"z_loss": float("nan")}, {"jsd_beta": 1.0}]
-    + [{"schedules": ({"field": "chunk"},)}, {"schedules": ({"field": "kl"}, {"field": "kl"})}, {"top_k": -1}],
+    + [{"schedules": ({"field": "chunk"},)}, {"schedules": ({"field": "kl"}, {"field": "kl"})}, {"top_k": -1}]
+    + [{"schedules": ({"field": "kl", "kind": "constant", "final": 0.0},)}],
 )
 def test_config_refuses(options: dict) -> None:
     with pytest.raises(UserError, match="loss\\."):
