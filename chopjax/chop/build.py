@@ -125,9 +125,15 @@ def build_plan(wanted: PlanConfig, source: Sizes, scores: Scores, name: str = ""
             reasons["vocab"] = "rows beyond the tokenizer dropped"
     if wanted.refit and (kept or edits):
         edits.append(Refit(wanted.ridge, refit_rows))
-    plan = Plan(dict(source), kept, reasons, name, tuple(edits))
+    plan = Plan(dict(source), kept, reasons, name, tuple(edits), _ranked_by(wanted) if widths else {})
     check(plan)
     return plan
+
+
+def _ranked_by(wanted: PlanConfig) -> dict[str, str]:
+    """`Plan.widths_by` of plans that this config leads to."""
+    fields = ("over_batch", "over_sequence", "iterations") if wanted.widths_by == "activation" else ()
+    return {"scores": wanted.widths_by} | {name: str(getattr(wanted, name)) for name in fields}
 
 
 def _choose_widths(

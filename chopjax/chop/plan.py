@@ -29,6 +29,9 @@ class Plan:
         name: what the source was called.
         edits: what happens to weights besides, in the order in which it happens (`chopjax.chop.edits`). Where heads
             are merged, `kept.q_per_kv` counts in the merged groups.
+        widths_by: what ranked the widths that are cut, for whoever shows those scores: `scores` is a criterion of
+            `PlanConfig.widths_by`, or `dimchop`; of `activation`, `over_batch`, `over_sequence` and `iterations` say
+            which. Empty where no width was ranked, or nobody said how.
     """
 
     source: Sizes
@@ -36,6 +39,7 @@ class Plan:
     reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
     name: str = ""
     edits: tuple[Edit, ...] = ()
+    widths_by: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def uncut(self) -> dict[str, int]:
@@ -72,6 +76,8 @@ class Plan:
             "kept": {axis: indices.tolist() for axis, indices in self.kept.items()},
             "reasons": dict(self.reasons),
         }
+        if self.widths_by:
+            body["widths_by"] = dict(self.widths_by)
         if self.edits:
             body["edits"] = [edit.to_json() for edit in self.edits]
         return json.dumps(body)
@@ -90,11 +96,12 @@ class Plan:
             reasons = {axis: str(reason) for axis, reason in body.get("reasons", {}).items()}
             name = str(body["source"].get("name", ""))
             edits = read_edits(body.get("edits", []))
+            widths_by = {name: str(value) for name, value in body.get("widths_by", {}).items()}
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise UserError(f"plan.json: not a plan ({error}); it needs source.sizes and kept") from error
         if body.get("format", FORMAT) != FORMAT:
             raise UserError(f"plan.json: format {body['format']} is not {FORMAT}; make the plan again")
-        plan = cls(source, kept, reasons, name, edits)
+        plan = cls(source, kept, reasons, name, edits, widths_by)
         check(plan)
         return plan
 

@@ -34,14 +34,15 @@ def plan_for(run: Run, wanted: PlanConfig) -> Plan:
     """The plan that a config asks for; what it goes by is measured now unless that was done."""
     chosen = settled(run, wanted)
     plan = _plan(run, chosen)
-    said = dict(plan.reasons)
+    said, widths_by = dict(plan.reasons), plan.widths_by
     widths = axes_to_score(wanted, plan.source)
     for field, axes in (("layers_by", ["layers"]), ("widths_by", widths)):
         if getattr(chosen, field) != getattr(wanted, field):
             said |= {axis: f"{said[axis]}; best of several criteria by {wanted.metric}" for axis in axes}
     if run.settings.dimchop.mode == "pooled":
         said |= dict.fromkeys(widths, "DimCHOP: sensitivity x uncertainty, pooled (Just CHOP)")
-    return dataclasses.replace(plan, reasons=said)
+        widths_by = {"scores": "dimchop"} if widths else {}
+    return dataclasses.replace(plan, reasons=said, widths_by=widths_by)
 
 
 def settled(run: Run, wanted: PlanConfig) -> PlanConfig:
@@ -89,7 +90,7 @@ def _best(
     known: dict[str, np.ndarray] = {}
     best: tuple[PlanConfig, np.ndarray] | None = None
     for chosen, plan, said in contenders:
-        key = dataclasses.replace(plan, reasons={}).to_json()
+        key = dataclasses.replace(plan, reasons={}, widths_by={}).to_json()
         sums = known[key] if key in known else known.setdefault(key, tried().sums(plan))
         run.say(f"plan: {said}: {chosen.metric} {sums[:, 0].sum() / max(sums[:, 1].sum(), 1.0):.4f}")
         if best is None or _beats(sums, best[1], clearly):

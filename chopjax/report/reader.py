@@ -7,6 +7,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
 from chopjax import paths
 from chopjax.chop.plan import Plan
 from chopjax.errors import UserError
@@ -16,6 +20,7 @@ from chopjax.report.run import Run
 from chopjax.score.file import ScoreFile
 from chopjax.train import metrics
 
+DIMCHOP = "dimchop.safetensors"
 SCORES = pathlib.Path("scores", "scores.safetensors")
 
 # Fields of `summary.json` that hold a model's figures, beside the optional nested `models`.
@@ -28,7 +33,7 @@ FLAT_FIGURES = {
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
     """Reads what a run's folder holds of `summary.json`, `plan.json`, `metrics.jsonl`, `samples.json`, `config.json`,
-    `scores/scores.safetensors`, `search.json` and `removal.json`.
+    `scores/scores.safetensors`, `dimchop.safetensors`, `search.json` and `removal.json`.
 
     `summary.json` may hold `source`, `teacher`, `tokens`, `seconds`, `length`, `gap_closed`, the flat figures of
     `FLAT_FIGURES`, and `models`: for each model the fields of `ModelFigures`, which come first.
@@ -55,6 +60,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         gap_closed=summary.get("gap_closed"),
         config=_json(folder / "config.json", dict),
         scores=ScoreFile.load(scores).sums if scores.exists() else {},
+        pooled=_arrays(folder / DIMCHOP),
         search=None if search is None else records.search(search),
         removal=None if removal is None else records.removal(removal),
     )
@@ -71,6 +77,15 @@ def _models(summary: Mapping[str, Any]) -> dict[str, ModelFigures]:
         if values.keys() - {"parameters"} or (values and column == "teacher"):
             models[column] = ModelFigures(**values)
     return models
+
+
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    if not path.exists():
+        return {}
+    try:
+        return load(path.read_bytes())
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error}); run python -m chopjax.dimchop again") from error
 
 
 def _json(path: pathlib.Path, kind: type) -> Any:

@@ -30,6 +30,7 @@ class Run:
         gap_closed: share of the lost log-perplexity won back; worked out from `models` where it is None.
         config: the resolved config of the run, JSON-able.
         scores: the sums of the score file (`chopjax.score.file`).
+        pooled: by axis, the scores in which training with masks ended (DimCHOP).
         search: the search over sizes.
         removal: losses without layers.
     """
@@ -46,6 +47,7 @@ class Run:
     gap_closed: float | None = None
     config: Mapping[str, Any] | None = None
     scores: Mapping[str, Float[np.ndarray, "half *rest"]] = dataclasses.field(default_factory=dict)
+    pooled: Mapping[str, Float[np.ndarray, "..."]] = dataclasses.field(default_factory=dict)
     search: Search | None = None
     removal: Removal | None = None
 

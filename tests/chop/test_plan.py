@@ -19,6 +19,13 @@ def test_json_round_trip(plan: Plan) -> None:
         np.testing.assert_array_equal(back.kept[axis], plan.kept[axis])
 
 
+def test_what_ranked_the_widths_is_kept() -> None:
+    by = {"scores": "activation", "over_batch": "mean", "over_sequence": "l2", "iterations": "1"}
+    plan = Plan(dict(ROTARY.sizes), {"embed": np.arange(4)}, widths_by=by)
+    assert Plan.from_json(plan.to_json()).widths_by == by
+    assert "widths_by" not in json.loads(Plan(plan.source, plan.kept).to_json())
+
+
 @pytest.mark.parametrize(
     ("kept", "said"),
     [

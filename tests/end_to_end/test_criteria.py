@@ -47,7 +47,11 @@ def test_the_best_aggregation_is_taken(place: Place, tmp_path: pathlib.Path) -> 
     said = done(place, "plan", place.arguments(tmp_path / "run", "plan.embed=30", "plan.mlp=9")).stdout
     tried = re.findall(r"plan: mlp, embed by activation \((\w+), then (\w+)\): next_token ([\d.]+)", said)
     assert len(tried) == 4 and len({(tokens, rows) for tokens, rows, _ in tried}) == 4
-    reason = plan(tmp_path / "run").reasons["mlp"]
+    made = plan(tmp_path / "run")
+    reason, by = made.reasons["mlp"], made.widths_by
+    assert f"({by['over_sequence']} over the sequence, {by['over_batch']} over rows" in reason
+    drawn = (tmp_path / "run" / "plan.html").read_text()
+    assert f"activation score ({by['over_sequence']}, then {by['over_batch']}), by layer" in drawn
     assert "best of several criteria by next_token" in reason
     losses = {f"({tokens} over the sequence, {rows} over rows": float(loss) for tokens, rows, loss in tried}
     (chosen,) = (loss for named, loss in losses.items() if named in reason)

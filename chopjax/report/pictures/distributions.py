@@ -23,25 +23,30 @@ BINS = 48
 MOST_DOTS = 16
 BANDS = ((5, 95, 0.18), (25, 75, 0.3))
 REASONS = {
-    "mlp": "Neurons are ranked within their layer; those left of the cut fire weakly on calibration text.",
+    "mlp": "Neurons are ranked within their layer.",
     "q_per_kv": "Query heads are ranked within the group that shares a key/value head, so that groups stay equal.",
     "kv_heads": "Key/value heads are ranked within their layer, each by all the query heads that share it.",
-    "embed": "Channels have one order for the whole network, by their scores summed over all norms.",
+    "embed": "Channels have one order for the whole network.",
 }
 
 
 def pictures(run: Run) -> list[Picture]:
     """One for each axis of which a run has scores."""
     return [
-        Picture(f"scores_{one.axis}", REASONS[one.axis], describe(one), 4.6, functools.partial(_paint, one))
+        Picture(f"scores_{one.axis}", reason(one), describe(one), 4.6, functools.partial(_paint, one))
         for one in measured(run)
     ]
+
+
+def reason(one: Widths) -> str:
+    """How units of the axis are ranked, and by what."""
+    return f"{REASONS[one.axis]} {one.how}"
 
 
 def describe(one: Widths) -> str:
     """The picture in words."""
     values = one.relative[np.isfinite(one.relative)]
-    text = f"{one.kind.capitalize()} of {AXES[one.axis]}"
+    text = f"{one.short[0].upper()}{one.short[1:]} of {AXES[one.axis]}"
     if values.size:
         low, high = (words.significant(np.percentile(values, q)) for q in (5, 95))
         text += f": 90 % lie between {low} and {high} times the mean{' of their layer' if one.by_layer else ''}"
@@ -138,7 +143,7 @@ def _by_layer(axes: Axes, one: Widths, palette: Palette) -> list[Spot]:
     axes.legend(handles=handles, loc="best", ncols=2, handlelength=1.4, columnspacing=1, borderaxespad=0.2)
     layers.number(axes, rows)
     scales.logarithmic(axes, np.nanmin(shown) / 1.2, np.nanmax(shown) * 1.2)
-    axes.set_title(f"{one.kind}, by layer", fontweight="normal")
+    axes.set_title(f"{one.short}, by layer", fontweight="normal")
     texts = [_quantiles(scores[row]) for row in range(rows)]
     return [
         Spot(axes, (row - 0.5, row + 0.5), None, f"layer {row}{layers.fate(one.layers, row)}: {text}")
@@ -194,7 +199,7 @@ def _by_rank(axes: Axes, one: Widths, palette: Palette) -> list[Spot]:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xlim(0, len(scores) + 1)
     scales.logarithmic(axes, low, high)
-    axes.set_title(f"{one.kind}, sorted", fontweight="normal")
+    axes.set_title(f"{one.short}, sorted", fontweight="normal")
     half = max(1, len(scores) // BINS) / 2
     told = [at for at in range(0, len(scores), round(2 * half)) if np.isfinite(ordered[at])]
     return [Spot(axes, (ranks[at] - half, ranks[at] + half), None, _ranked(one, at, int(order[at]))) for at in told]

@@ -33,6 +33,8 @@ class Widths:
     Attributes:
         axis: its name.
         kind: what the scores are.
+        short: the same with its aggregation, where it has one: "activation score (l2, then mean)".
+        how: what they are and whether the plan was made from them, in a sentence or two.
         scores: one row for each layer, or one for the whole model; NaN where not finite.
         stays: what the plan keeps, of the same shape; None if it does not cut the axis.
         layers: which layers the plan keeps; None without a plan, or where rows are not layers.
@@ -40,6 +42,8 @@ class Widths:
 
     axis: str
     kind: str
+    short: str
+    how: str
     scores: Float[np.ndarray, "rows units"]
     stays: Bool[np.ndarray, "rows units"] | None
     layers: Bool[np.ndarray, "rows"] | None
@@ -59,14 +63,16 @@ class Widths:
 
 def measured(run: Run) -> list[Widths]:
     """The axes for which a run has scores with something to compare."""
-    kind, scores = _scores(run)
+    one = _scores(run)
+    scores = one.scores
     found = []
     for axis in AXES:
         if axis in scores and scores[axis].shape[-1] > 1 and (np.isfinite(scores[axis]) & (scores[axis] > 0)).any():
             rows = scores[axis].reshape(len(scores[axis]) if "layers" in AROUND[axis] else 1, -1)
             stays = _stays(run, axis, scores[axis].shape)
             by_layer = layers.kept(run, len(rows)) if "layers" in AROUND[axis] else None
-            found.append(Widths(axis, kind, rows, None if stays is None else stays.reshape(rows.shape), by_layer))
+            kept = None if stays is None else stays.reshape(rows.shape)
+            found.append(Widths(axis, one.kind, one.short, one.how, rows, kept, by_layer))
     return found
 
 
@@ -78,18 +84,61 @@ def stability(run: Run) -> dict[str, float]:
     return {axis: r for axis, r in split_half(run.scores, over_batch, over_sequence).items() if np.isfinite(r)}
 
 
-def _scores(run: Run) -> tuple[str, Mapping[str, Float[np.ndarray, "..."]]]:
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """Scores by axis, and the words of `Widths`."""
+
+    kind: str
+    short: str
+    how: str
+    scores: Mapping[str, Float[np.ndarray, "..."]]
+
+
+def _scores(run: Run) -> _Found:
+    """The scores that the plan was made from; where the run does not hold these, activations, and how it was made."""
+    by = _ranked_by(run).get("scores", "")
+    if by == "dimchop" and run.pooled:
+        how = "By DimCHOP: sensitivity times uncertainty, at the end of training with masks."
+        return _Found("DimCHOP score", "DimCHOP score", how, run.pooled)
     taylor = {axis: run.scores[f"taylor/{axis}"].sum(0) for axis in AXES if f"taylor/{axis}" in run.scores}
-    if taylor and _planned(run).get("widths_by") == "taylor":
-        return "Taylor score", taylor
+    if by == "taylor" and taylor:
+        how = "By the first-order change of the loss without them."
+        return _Found("Taylor score", "Taylor score", how, taylor)
     if _SUMMED - run.scores.keys():
-        return "", {}
+        return _Found("", "", "", {})
     over_batch, over_sequence = _aggregation(run)
-    return "activation score", activation_scores(run.scores, over_batch, over_sequence)
+    short = f"activation score ({over_sequence}, then {over_batch})"
+    said = f"{_NORMS[over_sequence]} over the tokens of a row, then {_NORMS[over_batch]} over rows"
+    scores = activation_scores(run.scores, over_batch, over_sequence)
+    return _Found("activation score", short, _activations_said(run, by, said), scores)
+
+
+_NORMS = {"mean": "mean", "l2": "L2 norm", "var": "variance"}
+_OTHERWISE = {"magnitude": "their weights", "random": "chance", "taylor": "Taylor scores", "dimchop": "DimCHOP scores"}
+
+
+def _activations_said(run: Run, by: str, said: str) -> str:
+    """Whether the plan was made from the activations that are shown, aggregated as `said`."""
+    if by in _OTHERWISE:
+        return f"The plan went by {_OTHERWISE[by]}; shown are activations on calibration text ({said})."
+    text = f"By activations on calibration text: {said}."
+    if by == "best":  # unsettled, as plans of earlier versions leave it
+        return f"{text} Which aggregation the plan took, it does not say."
+    rounds = str(_ranked_by(run).get("iterations", 1))
+    return text if rounds == "1" else f"{text} That was before the first of {rounds} steps; each ranked what was left."
+
+
+def _ranked_by(run: Run) -> Mapping[str, Any]:
+    """What the plan says of its scores; where it says nothing, what the config asked for if any width was ranked."""
+    if run.plan is not None and run.plan.widths_by:
+        return run.plan.widths_by
+    chosen = _planned(run)
+    ranked = run.plan is not None and not run.plan.kept.keys().isdisjoint(AXES)
+    return {**chosen, "scores": chosen.get("widths_by", "") if ranked else ""}
 
 
 def _aggregation(run: Run) -> tuple[str, str]:
-    chosen = _planned(run)
+    chosen = _ranked_by(run)
     over_batch, over_sequence = (chosen.get(name) for name in ("over_batch", "over_sequence"))
     return (
         over_batch if over_batch in OVER_BATCH else "l2",

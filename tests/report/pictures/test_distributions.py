@@ -9,6 +9,7 @@ from chopjax.report.pictures.distributions import describe, lowest_kept, picture
 from chopjax.report.pictures.widths import Widths, measured, stability
 from chopjax.report.run import Run
 from chopjax.score.aggregate import activation_scores
+from chopjax.score.stability import split_half
 
 
 def widths() -> dict[str, Widths]:
@@ -24,17 +25,52 @@ def test_scores_are_those_of_the_file() -> None:
     np.testing.assert_array_equal(found["embed"].scores, expected["embed"][None])
 
 
+def planned(**by: str) -> Run:
+    """The run with what its plan says of the scores it was made from, under a config that left that open."""
+    run = measured_run()
+    assert run.plan is not None
+    config = {"plan": {"widths_by": "best", "over_batch": "l2", "over_sequence": "mean", "iterations": 1}}
+    return dataclasses.replace(run, plan=dataclasses.replace(run.plan, widths_by=by), config=config)
+
+
 def test_scores_are_aggregated_as_the_plan_was() -> None:
-    run = dataclasses.replace(measured_run(), config={"plan": {"over_batch": "mean", "over_sequence": "var"}})
+    run = planned(scores="activation", over_batch="mean", over_sequence="var", iterations="1")
     expected = activation_scores(run.scores, "mean", "var")
     np.testing.assert_array_equal(measured(run)[0].scores, expected["mlp"])
+    assert stability(run) == split_half(run.scores, "mean", "var")
+    mlp = pictures(run)[0]
+    assert mlp.reason.endswith(
+        "By activations on calibration text: variance over the tokens of a row, then mean over rows."
+    )
+    assert mlp.description.startswith("Activation score (var, then mean) of MLP neurons")
+    assert painted(mlp)[0].axes[1].get_title() == "activation score (var, then mean), by layer"
+
+
+def test_captions_say_what_is_not_known_or_not_shown() -> None:
+    assert "it does not say" in pictures(planned())[0].reason
+    first = pictures(planned(scores="activation", over_batch="mean", over_sequence="l2", iterations="3"))[0].reason
+    assert "before the first of 3 steps" in first
+    weights = pictures(planned(scores="magnitude"))[0].reason
+    assert "The plan went by their weights; shown are activations on calibration text (mean over the tokens" in weights
+    run = planned()
+    assert run.plan is not None
+    layers = dataclasses.replace(run, plan=Plan(SIZES, {"layers": run.plan.kept["layers"]}))
+    assert pictures(layers)[0].reason.endswith("mean over the tokens of a row, then L2 norm over rows.")
+
+
+def test_scores_by_dimchop_where_the_plan_was_made_by_them() -> None:
+    pooled = {"mlp": np.arange(9.0 * 40).reshape(9, 40)}
+    (one,) = measured(dataclasses.replace(planned(scores="dimchop"), pooled=pooled))
+    np.testing.assert_array_equal(one.scores, pooled["mlp"])
+    assert one.kind == "DimCHOP score" and "at the end of training with masks" in one.how
 
 
 def test_scores_by_taylor_where_the_plan_was_made_by_them() -> None:
     taylor = np.arange(2.0 * 9 * 40).reshape(2, 9, 40)
     run = dataclasses.replace(measured_run(), scores={**measured_run().scores, "taylor/mlp": taylor})
     assert measured(run)[0].kind == "activation score"
-    (one,) = measured(dataclasses.replace(run, config={"plan": {"widths_by": "taylor"}}))
+    assert run.plan is not None
+    (one,) = measured(dataclasses.replace(run, plan=dataclasses.replace(run.plan, widths_by={"scores": "taylor"})))
     np.testing.assert_array_equal(one.scores, taylor.sum(0))
     assert describe(one).startswith("Taylor score of MLP neurons")
 
@@ -76,7 +112,9 @@ def test_dead_and_broken_units() -> None:
     scores[0, :5] = 0
     scores[1] = math.nan
     scores[2, 3] = math.nan
-    one = Widths("mlp", "activation score", scores, np.tile(np.arange(20) < 12, (3, 1)), np.ones(3, bool))
+    one = Widths(
+        "mlp", "activation score", "activation score", "", scores, np.tile(np.arange(20) < 12, (3, 1)), np.ones(3, bool)
+    )
     found = split(one)
     assert len(found["kept"]) == 12 + 11 and len(found["dropped"]) == 16 and all(v.min() > 0 for v in found.values())
     assert "21 scores are not finite." in describe(one)
