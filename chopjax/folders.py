@@ -60,8 +60,23 @@ def written_whole(folder: pathlib.Path, replace: bool = True, last: Sequence[str
         os.close(lock)
 
 
+@contextlib.contextmanager
+def held(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes out of a folder while the block goes on, if they ask likewise.
+
+    Raises:
+        UserError: another live process holds it.
+    """
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        _take(lock, folder)
+        yield
+    finally:
+        os.close(lock)
+
+
 def _take(lock: int, folder: pathlib.Path) -> None:
-    """Locks the sibling for as long as this process lives; a file system without locks is let pass."""
+    """Locks a folder for as long as this process lives; a file system without locks is let pass."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

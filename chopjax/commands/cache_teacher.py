@@ -1,5 +1,6 @@
 """The teacher, run once over the rows that training and evaluation read, so that training needs no teacher."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -68,15 +69,17 @@ def make(run: Run) -> None:
     """Writes the shards that are not there yet, of all training sources and of what evaluation reads.
 
     Raises:
-        UserError: the folder holds a cache that was begun otherwise, or the teacher gives no numbers.
+        UserError: the folder holds a cache that was begun otherwise, or another process writes to it, or the teacher
+            gives no numbers.
     """
-    parts = [part for part in (*_training(run), *_heldout(run)) if not _whole(run, part)]
-    if not parts:
-        run.say(f"cache_teacher: all of {root(run)} is there already")
-        return
-    forward, kept = _compiled(run, run.load_teacher()), _kept(run)
-    for part in parts:
-        _write(run, part, kept[part.name], forward)
+    with contextlib.ExitStack() as held:
+        parts = [part for part in (*_training(run), *_heldout(run)) if not _whole(run, part, held)]
+        if not parts:
+            run.say(f"cache_teacher: all of {root(run)} is there already")
+            return
+        forward, kept = _compiled(run, run.load_teacher()), _kept(run)
+        for part in parts:
+            _write(run, part, kept[part.name], forward)
 
 
 def mixture(run: Run) -> Mixture:
@@ -163,13 +166,14 @@ def _info(run: Run, rows: Rows, selection: Selection) -> CacheInfo:
     )
 
 
-def _whole(run: Run, part: Part) -> bool:
-    """Whether nothing is left to do; if there is, the folder is ready for it."""
+def _whole(run: Run, part: Part, held: contextlib.ExitStack) -> bool:
+    """Whether nothing is left to do; if there is, the folder is ready for it, and ours until `held` ends."""
     folder = root(run) / part.name
-    if run.writer:
+    if run.writer and not teacher_cache.is_whole(folder, part.info):
+        held.enter_context(teacher_cache.held(folder))
         teacher_cache.begin(folder, part.info)
     run.barrier()
-    whole = teacher_cache.begin(folder, part.info)
+    whole = teacher_cache.is_whole(folder, part.info)
     run.barrier()
     return whole
 

@@ -18,7 +18,7 @@ from typing import Any, SupportsIndex
 import grain
 from array_record.python import array_record_module
 
-from chopjax import files
+from chopjax import files, folders
 from chopjax.data.rows import Batch, Rows
 from chopjax.data.target_records import DIGEST_BYTES, Targets, decode_draws, decode_top, row_digest
 from chopjax.errors import UserError
@@ -135,8 +135,8 @@ def begin(folder: pathlib.Path, info: CacheInfo) -> bool:
     Raises:
         UserError: it holds targets of a cache that was begun otherwise.
     """
-    found, sizes = _read_info(folder)
-    if found is not None and sizes is not None and not found.mismatch(info) and not missing(folder, found):
+    found, _ = _read_info(folder)
+    if is_whole(folder, info):
         return True
     change = "" if found is None else found.change(info)
     if change and any(shard_path(folder, shard).exists() for shard in range(found.shards)):
@@ -149,9 +149,36 @@ def begin(folder: pathlib.Path, info: CacheInfo) -> bool:
     return False
 
 
+def is_whole(folder: pathlib.Path, info: CacheInfo) -> bool:
+    """Whether all that a run asks for is there."""
+    found, sizes = _read_info(folder)
+    return found is not None and sizes is not None and not found.mismatch(info) and not missing(folder, found)
+
+
+@contextlib.contextmanager
+def held(folder: pathlib.Path) -> Iterator[None]:
+    """Makes the folder, and keeps other processes from writing to it while the block goes on.
+
+    Raises:
+        UserError: it cannot be made, or another process writes to it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cache.path: {folder} cannot be made ({error.strerror}); name another") from error
+    with folders.held(folder):
+        yield
+
+
 def missing(folder: pathlib.Path, info: CacheInfo) -> list[int]:
-    """The shards that are not there yet."""
-    return [shard for shard in range(info.shards) if not shard_path(folder, shard).exists()]
+    """The shards that are not there, or no longer of the size that they had."""
+    _, sizes = _read_info(folder)
+    known = sizes or [None] * info.shards
+    return [shard for shard, size in enumerate(known) if not _is_there(shard_path(folder, shard), size)]
+
+
+def _is_there(path: pathlib.Path, size: int | None) -> bool:
+    return path.exists() and size in (None, path.stat().st_size)
 
 
 def finish(folder: pathlib.Path, info: CacheInfo) -> None:
@@ -248,8 +275,8 @@ def _open(folder: pathlib.Path, wanted: CacheInfo) -> grain.sources.ArrayRecordD
         raise UserError(f"{folder} {reason}; {AGAIN}")
     paths = [shard_path(folder, shard) for shard in range(found.shards)]
     for path, size in zip(paths, sizes, strict=True):
-        if not path.exists() or path.stat().st_size != size:
-            raise UserError(f"{path} is missing or cut off; {AGAIN}")
+        if not _is_there(path, size):
+            raise UserError(f"{path} is missing or cut off; run python -m chopjax.cache_teacher with this config again")
     try:
         return grain.sources.ArrayRecordDataSource([str(path) for path in paths])
     except (RuntimeError, ValueError) as error:

@@ -188,6 +188,37 @@ def test_a_cache_that_ended_before_its_first_shard_may_be_begun_otherwise(rows, 
     CachedRows(rows.folder, folder, info_of(rows)).close()
 
 
+def test_a_folder_that_cannot_be_made_or_that_another_writes_to(tmp_path):
+    (tmp_path / "file").write_text("of mine")
+    said = r"cache.path: .*/file/part cannot be made \(Not a directory\); name another"
+    with pytest.raises(UserError, match=said), teacher_cache.held(tmp_path / "file" / "part"):
+        pass
+    folder = tmp_path / "new" / "part"
+    with (
+        teacher_cache.held(folder),
+        pytest.raises(UserError, match="/new/part is being written by another process; wait for it, or use"),
+        teacher_cache.held(folder),
+    ):
+        pass
+    with teacher_cache.held(folder):
+        assert not any(folder.iterdir())
+
+
+def test_a_shard_that_was_cut_off_later_is_made_again(rows, tmp_path):
+    info, folder = info_of(rows), tmp_path / "cache"
+    path = teacher_cache.shard_path(write_cache(folder, rows, info), 1)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(
+        UserError, match=r"targets-00001\.arrayrecord is missing or cut off; run python -m chopjax.cach"
+    ):
+        CachedRows(rows.folder, folder, info)
+    assert teacher_cache.missing(folder, info) == [1]
+    write_cache(folder, rows, info)
+    assert path.read_bytes() == whole
+    CachedRows(rows.folder, folder, info).close()
+
+
 def test_a_cut_off_cache_goes_on_at_the_first_missing_shard(rows, tmp_path):
     info, folder = info_of(rows), tmp_path / "cache"
     assert not teacher_cache.begin(folder, info)

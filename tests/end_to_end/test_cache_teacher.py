@@ -221,3 +221,4 @@ def test_what_cannot_be_is_refused(place: runs.Place, draws: pathlib.Path, tmp_p
     ended = runs.run(place, "cache_teacher", place.arguments(tmp_path / "run", *overrides, *where))
     assert ended.status == 2
     assert ended.stderr.startswith("error: ") and said in ended.stderr and ended.stderr.count("\n") == 1
+    assert not (tmp_path / "run" / "cache").exists()
