@@ -1,5 +1,6 @@
 """Costs of compiled steps, kept by a digest of the program: what was compiled once is not compiled again."""
 
+import dataclasses
 import json
 import pathlib
 import time
@@ -7,6 +8,7 @@ import time
 from chopjax import files
 from chopjax.aot import compiling, topology
 from chopjax.aot.compiling import Costs
+from chopjax.aot.hardware import device
 from chopjax.aot.steps import Step
 from chopjax.aot.topology import Slices
 from chopjax.sharding.mesh import make_mesh
@@ -25,9 +27,9 @@ def costs(step: Step, slices: Slices, folder: pathlib.Path, dump: str = "") -> C
         UserError: as `Step.lower` and `topology.devices`.
     """
     begun, devices = time.perf_counter(), topology.devices(slices)
-    lowered = step.lower(devices)
+    lowered = compiling.lower(step, devices)
     seconds = time.perf_counter() - begun
-    order = [device.id for device in make_mesh(step.mesh, devices).devices.flat]
+    order = [one.id for one in make_mesh(step.mesh, devices).devices.flat]
     file = folder / f"{compiling.digest(lowered, order, str(slices))[:32]}.json"
     if file.exists() and not dump:
         try:
@@ -35,5 +37,7 @@ def costs(step: Step, slices: Slices, folder: pathlib.Path, dump: str = "") -> C
         except (KeyError, TypeError, ValueError):  # cut short, or changed by hand
             pass
     found = compiling.compile_lowered(lowered, seconds, dump=dump).costs
+    if found.peak_bytes is not None and found.peak_bytes > device(slices).memory:
+        found = dataclasses.replace(found, peak_bytes=None, needed_bytes=found.peak_bytes)
     files.write_json(file, found.to_json())
     return found

@@ -13,8 +13,9 @@ from typing import Any
 
 import jax
 
-from chopjax.aot import hlo, live
+from chopjax.aot import gpus, hlo, live
 from chopjax.aot.steps import Step
+from chopjax.errors import UserError
 from chopjax.sharding import compiler
 
 FORMAT = 2  # of the costs that are kept; to be raised with every change of their meaning
@@ -28,7 +29,8 @@ class Costs:
     """What the compiler says of a program, per device; plain data that JSON can hold.
 
     Attributes:
-        peak_bytes: the most memory in use at one time, arguments and results included; None if it does not fit.
+        peak_bytes: the most memory in use at one time, arguments and results included; None if it does not fit, which
+            compilers for TPUs say and those for GPUs do not (`cache.costs` does).
         needed_bytes: what the compiler would have needed, where it does not fit and says so.
         memory: bytes by kind: arguments, results, results that take the place of arguments, temporaries, code. Of
             temporaries what their heap takes with its gaps, and so may be more than the peak.
@@ -74,7 +76,7 @@ def digest(lowered: jax.stages.Lowered, order: Sequence[int], topology: str) -> 
         order: ids of the devices in the order of the mesh.
         topology: name of the slices.
     """
-    libraries = {name: _version(name) for name in ("jax", "jaxlib", "libtpu")}
+    libraries = {name: _version(name) for name in ("jax", "jaxlib", "libtpu")} | gpus.versions()
     told = sorted((kind, sorted(options.items())) for kind, options in compiler.OPTIONS.items())
     variables = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     parts = FORMAT, topology, list(order), libraries, told, variables, lowered.as_text()
@@ -92,8 +94,25 @@ def compile(step: Step, devices: Sequence[jax.Device]) -> Compilation:
         UserError: as `Step.lower`.
     """
     begun = time.perf_counter()
-    lowered = step.lower(devices)
+    lowered = lower(step, devices)
     return compile_lowered(lowered, time.perf_counter() - begun)
+
+
+def lower(step: Step, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
+    """`step.lower`, which asks the installed cuDNN for its version where that computes the attention.
+
+    Raises:
+        UserError: as `Step.lower`, or cuDNN is not installed.
+    """
+    try:
+        return step.lower(devices)
+    except RuntimeError as error:
+        if "cuDNN not found" not in str(error):
+            raise
+        raise UserError(
+            "mesh.attention: GPUs compute attention with cuDNN, which is compiled with but not installed; "
+            "pip install 'chopjax[cuda]'"
+        ) from error
 
 
 def compile_lowered(lowered: jax.stages.Lowered, lower_seconds: float, dump: str = "") -> Compilation:

@@ -23,6 +23,30 @@ def fits(costs: Costs, device: Device) -> str:
     return f"fits: {costs.peak_bytes / GB:.2f} of {has:.2f} GB a device at the peak"
 
 
+def in_training(costs: Costs, beside: int, device: Device) -> str:
+    """What an evaluation takes while training goes on.
+
+    Args:
+        costs: of the evaluation by itself.
+        beside: bytes of the state that training holds meanwhile (`TrainingStep.state_beside`).
+        device: the peaks of a device.
+    """
+    said = f"in training {beside / GB:.2f} GB of its state (masters, moments) stay beside that"
+    if costs.peak_bytes is None:
+        return said
+    both, has = costs.peak_bytes + beside, device.memory
+    verdict = "fits" if both <= has else "does not fit; take a smaller evaluate.batch or more chips"
+    return f"{said}, {both / GB:.2f} of {has / GB:.2f} GB a device at the peak: {verdict}"
+
+
+def taken(costs: Costs, device: Device, beside: int = 0) -> list[str]:
+    """What to tell JAX where it would not take as much of a GPU's memory as is needed."""
+    if costs.peak_bytes is None or not device.taken < costs.peak_bytes + beside <= device.memory:
+        return []
+    share = device.taken / device.memory
+    return [f"JAX takes {share:.0%} of a GPU's memory by itself: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 for the run"]
+
+
 def memory(costs: Costs, estimated: Memory | None = None) -> list[str]:
     """What a device's memory is for, as compiled and as estimated."""
     if not costs.at_peak:

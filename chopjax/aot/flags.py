@@ -6,7 +6,7 @@ import argparse
 def flags() -> argparse.ArgumentParser:
     """What the command line has beside the config."""
     parser = argparse.ArgumentParser(prog="python -m chopjax.aot --config FILE", allow_abbrev=False, add_help=False)
-    parser.add_argument("--topology", required=True, help="such as v5e-64, v5p:2x2x4, 2*v5e-256")
+    parser.add_argument("--topology", required=True, help="such as v5e-64, v5p:2x2x4, 2*v5e-256, h100:8")
     parser.add_argument("--step", choices=("train", "score", "evaluate", "all"), default="train")
     parser.add_argument("--sweep", action="store_true", help="compile the most promising settings of the same batch")
     parser.add_argument("--fit", action="store_true", help="likewise until one fits, and name the fastest")

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from chopjax.aot.hlo_flops import matmul_flops
+from chopjax.aot.hlo_kernels import kernel_flops
 from chopjax.aot.hlo_loops import trips
 from chopjax.aot.hlo_text import Instruction, Module, parse
 from chopjax.aot.hlo_wire import COLLECTIVES, wire
@@ -25,7 +26,7 @@ class Statistics:
     Attributes:
         cycles: the compiler's estimates, of all instructions that carry one.
         matmul_flops: FLOPs of dots and convolutions, two for each multiplication that is no padding.
-        kernel_flops: FLOPs that Pallas kernels say they take.
+        kernel_flops: FLOPs of kernels (`hlo_kernels`).
         wire_bytes: kind of collective → bytes that a device sends: (n - 1) / n of the whole array over n devices, twice
             that for an all-reduce.
         collectives: kind of collective → executions.
@@ -83,9 +84,8 @@ class _Walk:
                 kind, sent = wire(instruction, name)
                 self.wire_bytes[kind] += times * sent
                 self.executions[kind] += times
-            if 'custom_call_target="tpu_custom_call"' in instruction.attributes:
-                flops = instruction.attribute(r'"cost_estimate":\{[^}]*"flops":"?(\d+)')
-                self.sums["kernel_flops"] += times * int(flops or 0)
+            if instruction.opcode == "custom-call":
+                self.sums["kernel_flops"] += times * kernel_flops(instruction, here)
             if instruction.opcode == "while":
                 self._loop(instruction, name, times, fused)
             else:

@@ -114,6 +114,19 @@ def shapes(text: str) -> list[Shape]:
     return [Shape(name, tuple(int(size) for size in dims.split(",") if size)) for name, dims in found]
 
 
+def split(text: str) -> list[str]:
+    """The elements of a tuple's type, such as `((a, b), c)`, as they are written; of another type, itself."""
+    if not text.startswith("("):
+        return [text]
+    found, depth, begun = [], 0, 1
+    for place in re.finditer(r"[\[({})\],]", text):
+        depth += {",": 0}.get(place[0], 1 if place[0] in "[({" else -1)
+        if (place[0] == "," and depth == 1) or depth == 0:
+            found.append(text[begun : place.start()].strip())
+            begun = place.end()
+    return [element for element in found if element]
+
+
 def _instruction(name: str, rest: str, root: bool) -> Instruction | None:
     of_type = _closing(rest, 0) if rest.startswith("(") else rest.find(" ")
     opening = rest.find("(", of_type)

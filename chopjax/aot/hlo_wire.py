@@ -3,10 +3,10 @@
 import math
 import re
 
-from chopjax.aot.hlo_text import Instruction
+from chopjax.aot.hlo_text import Instruction, shapes, split
 
 COLLECTIVES = {
-    **{start: start.removesuffix("-start") for start in ("all-gather-start", "all-reduce-start")},
+    **{f"{name}-start": name for name in ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")},
     **{name: name for name in ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")},
     "ragged-all-to-all": "all-to-all",
     "collective-permute": "collective-permute",
@@ -27,18 +27,27 @@ def wire(instruction: Instruction, computation: str) -> tuple[str, float]:
         computation: name of the computation that it is in, which tells an all-reduce that is part of a reduce-scatter.
     """
     kind, parts = COLLECTIVES[instruction.opcode], devices(instruction)
-    sizes = [shape.bytes for shape in instruction.shapes]
-    several = instruction.type.startswith("(") and not instruction.opcode.endswith("-start")
-    # The result of an asynchronous start holds its operands too; the largest array is the one that is sent.
-    whole = sum(sizes) if several and not kind.startswith("collective") else max(sizes, default=0)
-    share = (parts - 1) / parts
+    whole, share = _whole(instruction, kind), (parts - 1) / parts
     if kind == "all-reduce" and re.search("reduce[-_]scatter", computation):
         return "reduce-scatter", whole * share
     if kind == "all-reduce":
         return kind, 2 * whole * share
-    if kind == "reduce-scatter":  # its result is one device's part
+    if instruction.opcode == "reduce-scatter":  # its result is one device's part
         return kind, whole * (parts - 1)
     return kind, whole * (1 if kind.startswith("collective") else share)
+
+
+def _whole(instruction: Instruction, kind: str) -> float:
+    """Bytes of a collective's result; of an asynchronous reduce-scatter those of its operands."""
+    every = [shape.bytes for shape in instruction.shapes]
+    started = instruction.opcode.endswith("-start")
+    if kind.startswith("collective"):  # a start's result has its operand and what it waits with beside it
+        return max(every, default=0)
+    if not started or kind == "all-reduce":
+        return sum(every)
+    # The result of a start is (operands, results), each an array or several in brackets; one side is the whole.
+    sides = [sum(shape.bytes for shape in shapes(side)) for side in split(instruction.type)[:2]]
+    return max(sides, default=0)
 
 
 def devices(instruction: Instruction) -> int:

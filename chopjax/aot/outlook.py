@@ -77,7 +77,7 @@ def outlook(step: TrainingStep, slices: Slices, costs: Costs | None = None) -> O
         statistics = costs.statistics
         between = time.dcn * one.dcn  # the compiled text does not say which groups cross slices
         seconds["ici"] = max(0.0, sum(statistics.wire_bytes.values()) - between) / one.ici
-        compiler = statistics.cycles / one.clock if statistics.cycles else None
+        compiler = statistics.cycles / one.clock if statistics.cycles and one.clock else None
     longest = max(*seconds.values(), compiler if compiler is not None else time.step)
     return Outlook(
         flops,

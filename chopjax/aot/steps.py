@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ from chopjax.sharding.rules import MeshConfig
 from chopjax.train import optimizers
 from chopjax.train.config import OptimizerConfig
 from chopjax.train.schedules import make_schedule
-from chopjax.train.state import abstract_state, leaves_of, state_shardings, trained
+from chopjax.train.state import Trained, TrainState, abstract_state, leaves_of, state_shardings, trained
 from chopjax.train.step import StepConfig, compile_step, make_step
 
 BATCH = ("tokens", "segment_ids", "positions")
@@ -97,20 +98,49 @@ class TrainingStep:
         """See `Step.lower`."""
         mesh, fallbacks = make_mesh(self.mesh, devices), self.mesh.fallbacks
         pin = Constrain(mesh, fallbacks, self.mesh.attention)
-        optimizer = optimizers.build(self.optimizer, leaves_of(self.student, self.matching))
-        student, teacher = trained(self.student, optimizer, self.matching), None
-        if self.teacher is not None and self.teacher_optimizer is not None:
-            teacher = trained(self.teacher, optimizers.build(self.teacher_optimizer, leaves_of(self.teacher)))
+        student, teacher = self._trained()
         models = Models(self.student, self.teacher, self.vocab_tokens, pin, self.matching)
         schedule, own = make_schedule(self.optimizer.schedule), None if teacher is None else teacher.optimizer
-        step = make_step(models, self.loss, self.step, optimizer, schedule, teacher_optimizer=own)
-        state = abstract_state(student, mesh, fallbacks, teacher)
+        step = make_step(models, self.loss, self.step, student.optimizer, schedule, teacher_optimizer=own)
+        state = self.state(mesh)
         shardings = state_shardings(student, mesh, fallbacks, teacher)
         beside = beside_shardings = None
         if self.teacher is not None and not self.learning:
             beside = abstract_params(self.teacher, jnp.dtype(self.step.compute_dtype))
             beside_shardings = param_shardings(self.teacher, mesh, fallbacks)
         return compile_step(step, shardings, beside_shardings, mesh).lower(state, beside, self._batch())
+
+    def state_beside(self, devices: Sequence[jax.Device]) -> int:
+        """Bytes of a device that training holds beside an evaluation: what of its state the evaluation does not read.
+
+        The evaluation reads copies in the compute dtype; float32 masters themselves, where that is the dtype.
+
+        Raises:
+            UserError: as `lower`.
+        """
+        state = self.state(make_mesh(self.mesh, devices))
+        held: list[Any] = [one.opt_state for one in (state, state.teacher) if one is not None]
+        if self.step.compute_dtype != "float32":
+            held += [one.params for one in (state, state.teacher) if one is not None]
+        return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(held))
+
+    def state(self, mesh: jax.sharding.Mesh) -> TrainState:
+        """All that the step changes, as shapes with their shardings.
+
+        Raises:
+            UserError: the mesh cannot hold the models.
+        """
+        student, teacher = self._trained()
+        return abstract_state(student, mesh, self.mesh.fallbacks, teacher)
+
+    def _trained(self) -> tuple[Trained, Trained | None]:
+        """The student, and a teacher that learns too."""
+        student = trained(
+            self.student, optimizers.build(self.optimizer, leaves_of(self.student, self.matching)), self.matching
+        )
+        if self.teacher is None or self.teacher_optimizer is None:
+            return student, None
+        return student, trained(self.teacher, optimizers.build(self.teacher_optimizer, leaves_of(self.teacher)))
 
     def _batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         batch = _rows(self.rows, self.length)

@@ -1,4 +1,4 @@
-"""Devices of TPU slices that are not there, for the compiler to compile for."""
+"""Devices of TPU slices and boxes of GPUs that are not there, for the compiler to compile for."""
 
 import dataclasses
 import importlib.util
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from chopjax.aot import gpus
 from chopjax.errors import UserError
 
 KNOWN = ("v4", "v5e", "v5p", "v6e", "tpu7x")
@@ -26,22 +27,27 @@ ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
-_NAME = re.compile(rf"(?:(\d+)\*)?({'|'.join(KNOWN)})(?:-(\d+)|:(\d+(?:x\d+)*))")
+_NAME = re.compile(rf"(?:(\d+)\*)?({'|'.join((*KNOWN, *gpus.KINDS))})(?:-(\d+)|:(\d+(?:x\d+)*))")
 
 
 @dataclasses.dataclass(frozen=True)
 class Slices:
-    """TPUs by kind and number.
+    """TPUs or GPUs by kind and number.
 
     Attributes:
-        kind: one of `KNOWN`.
-        grid: chips along each axis of a slice's torus.
-        slices: slices, joined by the data-centre network.
+        kind: one of `KNOWN` or of `gpus.KINDS`.
+        grid: chips along each axis of a slice's torus; GPUs of a box.
+        slices: slices, joined by the data-centre network; boxes, joined by InfiniBand.
     """
 
     kind: str
     grid: tuple[int, ...]
     slices: int = 1
+
+    @property
+    def gpus(self) -> bool:
+        """Whether these are boxes of GPUs."""
+        return self.kind in gpus.KINDS
 
     @property
     def chips(self) -> int:
@@ -61,7 +67,8 @@ class Slices:
 def parse(name: str) -> Slices:
     """Slices by name: `v5e:4x4` by grid, `v5e-64` as Cloud TPU names accelerators, `2*v5e-64` for two of them.
 
-    Cloud TPU counts chips of v5e and v6e, and cores, two a chip, of v4, v5p and TPU7x: `v5p-32` has 16 chips.
+    Cloud TPU counts chips of v5e and v6e, and cores, two a chip, of v4, v5p and TPU7x: `v5p-32` has 16 chips. Boxes of
+    GPUs are `h100:8`, and `2*h100:8` for two of them.
 
     Raises:
         UserError: it is no such name, or no slice has that many chips.
@@ -70,15 +77,17 @@ def parse(name: str) -> Slices:
     if found is None:
         raise UserError(
             f"topology is {name!r}; give a kind of TPU ({', '.join(KNOWN)}) with its size or grid, such as v5e-64, "
-            "v5e:8x8 or v5p-32, and 2*v5e-64 for two slices"
+            f"v5e:8x8 or v5p-32, and 2*v5e-64 for two slices; or of GPU ({', '.join(gpus.KINDS)}) with the number in "
+            "a box, such as h100:8, and 2*h100:8 for two boxes"
         )
     slices, kind, size, grid = found.groups()
-    if grid is None:
-        shape = _grid(kind, int(size))
-        if shape is None:
-            raise UserError(f"topology {name}: no slice of {kind} has that size; give its grid, such as {kind}:2x2")
-    else:
-        shape = tuple(map(int, grid.split("x")))
+    of_box = kind in gpus.KINDS
+    shape = tuple(map(int, grid.split("x"))) if grid else None if of_box else _grid(kind, int(size))
+    if of_box and (shape is None or len(shape) > 1 or shape[0] > gpus.LARGEST_BOX):
+        largest = f"{kind}:{gpus.LARGEST_BOX}"
+        raise UserError(f"topology {name}: a box has at most {gpus.LARGEST_BOX} GPUs; give {largest}, or 2*{largest}")
+    if shape is None:
+        raise UserError(f"topology {name}: no slice of {kind} has that size; give its grid, such as {kind}:2x2")
     if min(shape) < 1 or int(slices or 1) < 1:
         raise UserError(f"topology {name}: every size is at least 1")
     return Slices(kind, shape, int(slices or 1))
@@ -96,15 +105,17 @@ def _grid(kind: str, size: int) -> tuple[int, ...] | None:
 
 
 def devices(name: str | Slices) -> list[jax.Device]:
-    """The devices of TPU slices, for instance of "v5e:4x4"; programs compile for them but do not run.
+    """The devices of TPU slices or boxes of GPUs, for instance "v5e:4x4"; programs compile for them but do not run.
 
     What the process itself computes with is left as it is: its own devices should be chosen, or JAX_PLATFORMS=cpu be
     set, before JAX looks for TPUs.
 
     Raises:
-        UserError: libtpu, which holds the compiler, is not installed; or there is no such slice.
+        UserError: libtpu or the CUDA plugin, which hold the compilers, is not installed; or there is no such slice.
     """
     wanted = parse(name) if isinstance(name, str) else name
+    if wanted.gpus:
+        return gpus.devices(wanted.kind, wanted.chips // wanted.slices, wanted.slices)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"topology {name}: compiling for TPUs needs libtpu; pip install libtpu, in the release that "

@@ -57,8 +57,11 @@ def main(chosen: Settings, options: argparse.Namespace) -> None:
     for name in (name for name in others if options.step in (name, "all")):
         print(f"\n{name}:", flush=True)
         costs = cache.costs(others[name], slices, folder)
-        _say([describe.fits(costs, device), *describe.memory(costs), *describe.traffic(costs)])
-        report[name] = costs.to_json()
+        beside = step.state_beside(topology.devices(slices)) if name == "evaluate" else 0
+        said = [describe.in_training(costs, beside, device)] if beside else []
+        said += describe.taken(costs, device, beside)
+        _say([describe.fits(costs, device), *said, *describe.memory(costs), *describe.traffic(costs)])
+        report[name] = costs.to_json() | ({"beside_bytes": beside} if beside else {})
     files.write_json(folder / REPORT, report)
 
 
@@ -68,7 +71,8 @@ def _over_slices(chosen: Settings, slices: Slices) -> Settings:
     if slices.slices == 1 or mesh.dcn_data * mesh.dcn_fsdp > 1:
         return chosen
     data = mesh.data if mesh.data == -1 or mesh.data % slices.slices == 0 else slices.slices
-    print(f"mesh: {slices.slices} slices, so mesh.data = {data} copies go over them (mesh.dcn_data)")
+    kind = "boxes" if slices.gpus else "slices"
+    print(f"mesh: {slices.slices} {kind}, so mesh.data = {data} copies go over them (mesh.dcn_data)")
     return dataclasses.replace(chosen, mesh=dataclasses.replace(mesh, data=data, dcn_data=slices.slices))
 
 
@@ -101,7 +105,8 @@ def _training(
     _say([f"estimated: {estimate.peak / 1e9:.2f} GB a device; compiling takes minutes for billions of parameters"])
     costs = cache.costs(step, slices, folder)
     expected = outlook(step, slices, costs)
-    _say([describe.fits(costs, device), *describe.memory(costs, estimate), *describe.traffic(costs)])
+    _say([describe.fits(costs, device), *describe.taken(costs, device)])
+    _say([*describe.memory(costs, estimate), *describe.traffic(costs)])
     _say([*describe.work(expected, costs), describe.whole_run(expected, step.step.steps)])
     if costs.peak_bytes is None:
         _say(_mend(step, slices, device))

@@ -103,6 +103,38 @@ def test_counted_by_hand() -> None:
     assert found.unknown_loops == 1
 
 
+# Of a compiler for GPUs: collectives of several arrays start, and end, in instructions of their own.
+GPU_TEXT = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (p: bf16[2,6,9,8]) -> bf16[2,6,9,8] {
+  %p = bf16[2,6,9,8]{3,2,1,0} parameter(0)
+  %ag = ((bf16[8]{0}, /*index=1*/bf16[2,8]{1,0}), (bf16[32]{0}, bf16[2,32]{1,0})) all-gather-start(%p, %p), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}
+  %ag.done = (bf16[32]{0}, bf16[2,32]{1,0}) all-gather-done(%ag)
+  %rs = ((bf16[256,8]{1,0}), bf16[64,8]{1,0}) reduce-scatter-start(%p), channel_id=2, replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%add
+  %aa = ((f32[16]{0}, f32[4]{0}), (f32[16]{0}, f32[4]{0})) all-to-all-start(%p, %p), channel_id=3, replica_groups={{0,1}}, dimensions={0}
+  %ar = (f32[10]{0}, f32[]) all-reduce-start(%p, %p), channel_id=4, replica_groups={{0,1,2,3}}, to_apply=%add
+  %fwd = (bf16[2,6,9,8]{3,1,2,0}, u8[0]{0}) custom-call(%p, %p, %p), custom_call_target="__cudnn$fmhaScaleBiasSoftmax", backend_config={"cudnn_fmha_backend_config": {"intermediate_tensor_shape": {"element_type": "BF16", "dimensions": ["2", "6", "9", "9"]}, "mask_type": "CAUSAL"}}
+  %bwd = (bf16[2,6,9,8]{3,1,2,0}, u8[0]{0}) custom-call(%p, %p, %p), custom_call_target="__cudnn$fmhaSoftmaxBackward", backend_config={"cudnn_fmha_backend_config": {"intermediate_tensor_shape": {"element_type": "BF16", "dimensions": ["2", "6", "9", "9"]}, "mask_type": "NO_MASK"}}
+  %left = f32[5,7]{1,0} bitcast(%p)
+  %gemm = (f32[5,3]{1,0}, s8[99]{0}) custom-call(%left, %p), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  ROOT %other = bf16[2,6,9,8]{3,2,1,0} custom-call(%p), custom_call_target="something"
+}
+"""  # noqa: E501
+
+
+def test_of_gpus_counted_by_hand() -> None:
+    found = statistics(GPU_TEXT)
+    causal, whole = 2 * (2 * 2 * 6 * 8) * (9 * 10 / 2), 5 * (2 * 2 * 6 * 8) * 9 * 9
+    assert found.kernel_flops == causal + whole + 2 * 5 * 7 * 3
+    assert found.wire_bytes == {
+        "all-gather": 3 / 4 * 2 * (32 + 2 * 32),
+        "reduce-scatter": 3 / 4 * 2 * 256 * 8,
+        "all-to-all": 1 / 2 * 4 * (16 + 4),
+        "all-reduce": 3 / 4 * 2 * 4 * (10 + 1),
+    }
+    assert set(found.collectives.values()) == {1} and found.cycles == found.matmul_flops == 0
+
+
 def test_trips_that_cannot_be_read() -> None:
     module = parse(TEXT)
     assert trips(module, "main", module.computations["main"]["lost"]) is None

@@ -12,6 +12,7 @@ from chopjax.errors import UserError
 from chopjax.models.config import LayerKind, ModelConfig
 from chopjax.models.parameters import count
 from chopjax.sharding.rules import MeshConfig
+from chopjax.train.config import OptimizerConfig
 from chopjax.train.step import StepConfig
 
 STUDENT = ModelConfig(
@@ -48,6 +49,24 @@ def test_distillation_step() -> None:
     assert costs.memory["reused"] >= 12 * count(STUDENT) / 4  # the new state takes the place of the old
     assert costs.peak_bytes >= costs.memory["arguments"]
     assert costs.compile_seconds > 0 and costs.lower_seconds > 0
+
+
+def test_state_beside_an_evaluation() -> None:
+    """Two moments of float32, and masters where the evaluation reads copies; each device its own part."""
+    plain = dataclasses.replace(
+        WANTED, teacher=None, loss=LossConfig.plain(256), mesh=MeshConfig(fsdp=4, fallbacks=("kv_heads",))
+    )
+    devices = jax.devices()[:4]
+    counters = 4 * 4  # of steps, whole on each device: no more of them than that
+    for dtype, each in (("bfloat16", 12), ("float32", 8)):
+        step = dataclasses.replace(plain, step=dataclasses.replace(plain.step, compute_dtype=dtype))
+        assert 0 <= step.state_beside(devices) - each * count(STUDENT) / 4 <= counters
+    # A teacher that is only run is no state; one that learns is.
+    beside = dataclasses.replace(plain, teacher=TEACHER)
+    assert beside.state_beside(devices) == plain.state_beside(devices)
+    learning = dataclasses.replace(beside, teacher_optimizer=OptimizerConfig())
+    more = learning.state_beside(devices) - plain.state_beside(devices)
+    assert 0 <= more - 12 * count(TEACHER) / 4 <= counters
 
 
 @needs_libtpu

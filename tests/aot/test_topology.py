@@ -31,6 +31,8 @@ def test_devices_of_a_slice(name: str, count: int) -> None:
         ("tpu7x-8", "tpu7x:2x2x1", 4, 8),
         ("2*v5e-16", "2*v5e:4x4", 32, 32),
         ("v5e:2x4", "v5e:2x4", 8, 8),
+        ("h100:8", "h100:8", 8, 8),
+        ("3*h200:4", "3*h200:4", 12, 12),
     ],
 )
 def test_names(name: str, grid: str, chips: int, devices: int) -> None:
@@ -45,7 +47,7 @@ def test_two_slices() -> None:
     assert [device.slice_index for device in devices] == [0] * 4 + [1] * 4
 
 
-@pytest.mark.parametrize("name", ["v5e", "v5e-", "v9:2x2", "v5e:4xfour", "2v5e-16"])
+@pytest.mark.parametrize("name", ["v5e", "v5e-", "v9:2x2", "v5e:4xfour", "2v5e-16", "h100", "b100:8"])
 def test_names_that_are_none(name: str) -> None:
     with pytest.raises(UserError, match=f"topology is '{name}'; give a kind of TPU"):
         topology.devices(name)
@@ -54,6 +56,12 @@ def test_names_that_are_none(name: str) -> None:
 @pytest.mark.parametrize("name", ["v5e-12", "v5p-3", "v5p-1", "v5e-0"])
 def test_sizes_that_there_are_not(name: str) -> None:
     with pytest.raises(UserError, match=f"topology {name}: no slice of "):
+        topology.devices(name)
+
+
+@pytest.mark.parametrize("name", ["h100-8", "h100:9", "h200:2x4"])
+def test_boxes_that_there_are_not(name: str) -> None:
+    with pytest.raises(UserError, match=f"topology {name}: a box has at most 8 GPUs; give h[12]00:8, or"):
         topology.devices(name)
 
 

@@ -2,11 +2,14 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 from aot.slices import needs_libtpu
+
+from chopjax.aot import gpus
 
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "base.py"
 
@@ -48,6 +51,13 @@ def aot(source: pathlib.Path, workdir: pathlib.Path, *arguments: str) -> subproc
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+def report_count(said: str) -> int:
+    """The student's parameters, as they are printed."""
+    found = re.search(r"student ([0-9,]+) parameters", said)
+    assert found is not None
+    return int(found[1].replace(",", ""))
+
+
 @needs_libtpu
 def test_every_step_of_a_run(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
     done = aot(source, tmp_path, "--topology", "v5e-4", "--step=all", "--table")
@@ -69,6 +79,10 @@ def test_every_step_of_a_run(source: pathlib.Path, tmp_path: pathlib.Path) -> No
     assert report["topology"] == "v5e:2x2"
     for step in ("train", "score", "evaluate"):
         assert report[step]["peak_bytes"] > 0 and report[step]["statistics"]["cycles"] > 0
+    # Evaluation stops training for a while, whose masters and moments, 12 bytes a parameter, stay where they are.
+    beside = report["evaluate"]["beside_bytes"]
+    assert beside == pytest.approx(12 * report_count(said) / 4, rel=0.01)
+    assert f"in training {beside / 1e9:.2f} GB of its state (masters, moments) stay beside that" in said
     # The teacher runs beside the student: more is held than in a pass without.
     assert report["train"]["at_peak"]["teacher"] > 0 and report["score"]["at_peak"]["optimizer"] == 0
     # What was compiled once is read back.
@@ -83,6 +97,13 @@ def test_the_fastest_setting_that_fits(source: pathlib.Path, tmp_path: pathlib.P
     assert "fastest that fits: --config.train.accumulate=" in done.stdout
     (row,) = json.loads((tmp_path / "aot" / "aot.json").read_text())["sweep"]
     assert row["peak_bytes"] > 0 and row["mesh.fsdp"] * row["mesh.data"] * row["mesh.tensor"] == 4
+
+
+@pytest.mark.skipif(bool(gpus.versions()), reason="JAX's CUDA plugin is installed")
+def test_gpus_without_their_compiler(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    done = aot(source, tmp_path, "--topology=h100:8")
+    assert done.returncode == 2 and "pip install 'chopjax[cuda]'" in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
