@@ -5,6 +5,7 @@ layer's slice of its parameters, inside the scan. It computes in the dtype of th
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -88,12 +89,28 @@ def _product_backward(
     outputs = kernel.ndim - contracted
     of_y, of_kernel = tuple(range(d_y.ndim - outputs, d_y.ndim)), tuple(range(contracted, kernel.ndim))
     d_x = jax.lax.dot_general(d_y, kernel, ((of_y, of_kernel), ((), ())))
+    return d_x, gathered.gradient(functools.partial(_kernel_gradient, contracted), x, d_y)
+
+
+def _kernel_gradient(contracted: int, x: Array, d_y: Array) -> Array:
+    """Of a kernel with more inputs than outputs, CPUs make the gradient transposed.
+
+    They lay the left side of a product out anew, and `x` together with the activation that makes it: at half the rate
+    of the product. That of the smaller `d_y` and of what comes out is cheap, but XLA has to be kept from undoing it.
+    """
     tokens = tuple(range(x.ndim - contracted))
 
-    def gradient(x: Array, d_y: Array) -> Array:
-        return jax.lax.dot_general(x, d_y, ((tokens, tokens), ((), ())))
+    def of(left: Array, right: Array) -> Array:
+        return jax.lax.dot_general(left, right, ((tokens, tokens), ((), ())))
 
-    return d_x, gathered.gradient(gradient, x, d_y)
+    def turned(x: Array, d_y: Array) -> Array:
+        transposed = jax.lax.optimization_barrier(of(d_y, x))
+        inputs = range(transposed.ndim - contracted, transposed.ndim)
+        return jnp.transpose(transposed, (*inputs, *range(inputs.start)))
+
+    if math.prod(x.shape[-contracted:]) <= math.prod(d_y.shape[len(tokens) :]):
+        return of(x, d_y)
+    return jax.lax.platform_dependent(x, d_y, cpu=turned, default=of)
 
 
 product.defvjp(_product_forward, _product_backward)
