@@ -63,10 +63,21 @@ def check(run: Run) -> None:
     if chosen.search.distill and data.sources and not (data.heldout_fraction or any(s.heldout for s in data.sources)):
         raise _no_heldout()
     _check_edits(run)
-    choices = found(run).space.choices
+    every = found(run)
+    _refuse_the_source(run, every)
+    choices = every.space.choices
     _placeholder(run, {"layers": min(choices["layers"])})
     for mlp in choices["mlp"]:
         run.check_mesh(dataclasses.replace(run.source.config, mlp=mlp))
+
+
+def _refuse_the_source(run: Run, every: Found) -> None:
+    """Refuses budgets that the source meets as it is: nothing that is cut could do better."""
+    whole, sizes = run.source.config.sizes, every.space.sizes(every.numbers)
+    uncut = np.all([sizes[axis] == whole[axis] for axis in sizes], axis=0)
+    if uncut.any() and not 0 < run.settings.plan.vocab < whole["vocab"]:
+        met = ", ".join(f"search.{limit.field} = {limit.said}" for limit in every.limits)
+        raise UserError(f"{met}: the source meets that as it is, so nothing would be cut; give less")
 
 
 def _check_edits(run: Run) -> None:

@@ -107,9 +107,10 @@ class Nearest:
         window = f"{_said(tight.figure, tight.low)} to " if tight.low else "at most "
         others = ", and all budgets together by none" if len(self.limits) > 1 else ""
         if figure < tight.low:
-            mend = "give less, raise search.tolerance, or give a window LOW..HIGH"
+            mend = "give less, raise search.tolerance, give a window LOW..HIGH, or finer steps with search.multiple"
         else:
-            mend = "give more, or allow smaller sizes with search.least_width, search.least_depth or listed choices"
+            more = "raise search.chips or lower search.context" if tight.field == "chip" else "give more"
+            mend = f"{more}, or allow smaller sizes with search.least_width, search.least_depth or listed choices"
         return UserError(
             f"search.{tight.field} = {tight.said} ({window}{_said(tight.figure, tight.high)}) is met by "
             f"{self.met[order[0]]:,} of {self.seen:,} candidates{others}; nearest: {sizes}, with {misses}; {mend}"
@@ -130,10 +131,11 @@ def _said(figure: str, value: float) -> str:
     """A figure with its unit, in four digits."""
     if figure in ("latency", "prefill"):
         return f"{value:.4g} ms"
-    for factor, letter in ((1e12, "T"), (1e9, "G" if figure != "params" else "B"), (1e6, "M"), (1e3, "k")):
+    for factor, letter in ((1e12, "T"), (1e9, "B" if figure in _COUNTS else "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.4g}{letter}" + _UNITS.get(figure, "")
     return f"{value:.4g}{_UNITS.get(figure, '')}"
 
 
+_COUNTS = ("params", "non_embedding_params")
 _UNITS = {"bytes": "B", "kv_cache": "B", "flops": "FLOPs"}

@@ -129,6 +129,7 @@ def test_what_cannot_be_is_said_before_anything_is_written(place: Place, tmp_pat
         ("search.params=60k",): "plan.remove_layers is set, but search is to choose the sizes",
         (*BUDGET, "search.params=1000"): "nearest",
         (*BUDGET, "search.params=7 apples"): "search.params is '7 apples'",
+        (*BUDGET[:2], "search.chip=v5e"): "search.chip = 1 x v5e: the source meets that as it is",
         ("plan.layers_by=greedy", "plan.remove_layers=4"): "plan.remove_layers: 4 of 4 layers",
         ("plan.kv_heads=1", "plan.merge_kv_heads=True", "plan.q_per_kv=9"): "plan.q_per_kv: 9 is more than the 4",
     }

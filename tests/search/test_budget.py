@@ -66,12 +66,18 @@ NOTHING: tuple[tuple[dict[str, Any], str, tuple[int, ...], str], ...] = (
         (32, 4096, 14336, 4, 4),
         "params 7.359B, under search.params; give less",
     ),
+    (
+        {"non_embedding_params": "9B"},
+        "search.non_embedding_params = 9B (8.55B to 9B) is met by 0 of 138,720 candidates; nearest: ",
+        (32, 4096, 14336, 8, 4),
+        "non_embedding_params 6.98B, under search.non_embedding_params; give less",
+    ),
     # At a million tokens the cache alone is more than the chip holds.
     (
         {"chip": "v5e", "context": 2**20},
         "search.chip = 1 x v5e (at most 15.46GB) is met by 0 of 138,720 candidates; nearest: ",
         (16, 1664, 5760, 4, 2),
-        "bytes 36.3GB, over search.chip; give more",
+        "bytes 36.3GB, over search.chip; raise search.chips or lower search.context",
     ),
     (
         {"latency": "1 ms", "chip": "v5e"},
