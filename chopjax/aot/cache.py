@@ -14,7 +14,7 @@ from chopjax.aot.topology import Slices
 from chopjax.sharding.mesh import make_mesh
 
 
-def costs(step: Step, slices: Slices, folder: pathlib.Path, dump: str = "") -> Costs:
+def costs(step: Step, slices: Slices, folder: pathlib.Path, dump: str = "", anew: bool = False) -> Costs:
     """The costs of a step on slices, compiled now unless the folder has them.
 
     Args:
@@ -22,6 +22,7 @@ def costs(step: Step, slices: Slices, folder: pathlib.Path, dump: str = "") -> C
         slices: what it is compiled for.
         folder: where costs are kept, a file for each program.
         dump: folder for the compiler's reports; "" for none. With one, it is compiled in any case.
+        anew: whether it is compiled in any case.
 
     Raises:
         UserError: as `Step.lower` and `topology.devices`.
@@ -31,7 +32,7 @@ def costs(step: Step, slices: Slices, folder: pathlib.Path, dump: str = "") -> C
     seconds = time.perf_counter() - begun
     order = [one.id for one in make_mesh(step.mesh, devices).devices.flat]
     file = folder / f"{compiling.digest(lowered, order, str(slices))[:32]}.json"
-    if file.exists() and not dump:
+    if file.exists() and not dump and not anew:
         try:
             return Costs.from_json(json.loads(file.read_text(encoding="utf-8")))
         except (KeyError, TypeError, ValueError):  # cut short, or changed by hand

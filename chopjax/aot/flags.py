@@ -10,5 +10,6 @@ def flags() -> argparse.ArgumentParser:
     parser.add_argument("--step", choices=("train", "score", "evaluate", "all"), default="train")
     parser.add_argument("--sweep", action="store_true", help="compile the most promising settings of the same batch")
     parser.add_argument("--fit", action="store_true", help="likewise until one fits, and name the fastest")
+    parser.add_argument("--save", action="store_true", help="keep what is compiled in config.compilation_cache")
     parser.add_argument("--table", action="store_true", help="print where every parameter lies")
     return parser

@@ -106,9 +106,11 @@ class TrainingStep:
         shardings = state_shardings(student, mesh, fallbacks, teacher)
         beside = beside_shardings = None
         if self.teacher is not None and not self.learning:
-            beside = abstract_params(self.teacher, jnp.dtype(self.step.compute_dtype))
+            beside = _params(self.teacher, self.step.compute_dtype, self.mesh, mesh)
             beside_shardings = param_shardings(self.teacher, mesh, fallbacks)
-        return compile_step(step, shardings, beside_shardings, mesh).lower(state, beside, self._batch())
+        # All shapes say where they lie, as arrays do: else the program is another one to JAX's caches.
+        batch = _placed(self._batch(), batch_sharding(mesh))
+        return compile_step(step, shardings, beside_shardings, mesh).lower(state, beside, batch)
 
     def state_beside(self, devices: Sequence[jax.Device]) -> int:
         """Bytes of a device that training holds beside an evaluation: what of its state the evaluation does not read.

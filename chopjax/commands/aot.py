@@ -17,6 +17,7 @@ from chopjax.aot.hardware import Device  # noqa: E402
 from chopjax.aot.outlook import Outlook, outlook  # noqa: E402
 from chopjax.aot.steps import Step, TrainingStep  # noqa: E402
 from chopjax.aot.topology import Slices  # noqa: E402
+from chopjax.commands import programs  # noqa: E402
 from chopjax.commands.foreseen import Foreseen, foresee  # noqa: E402
 from chopjax.commands.settings import Settings  # noqa: E402
 from chopjax.commands.spread import check_batches  # noqa: E402
@@ -36,12 +37,18 @@ def main(chosen: Settings, options: argparse.Namespace) -> None:
     slices = topology.parse(options.topology)
     if (options.sweep or options.fit) and options.step not in ("train", "all"):
         raise UserError(f"--step {options.step}: --sweep and --fit are of the training step; leave one of them out")
+    if options.save and (options.sweep or options.fit or not chosen.compilation_cache):
+        raise UserError(
+            "--save keeps a run's own steps in compilation_cache; name a folder there, and no --sweep or --fit"
+        )
     chosen = _over_slices(chosen, slices)
     paths.reach(paths.make(chosen.workdir), "workdir")
     found, device = foresee(chosen), hardware.device(slices)
     step = found.training()
     check_batches(found.settings, step.mesh.shape(slices.devices))
     folder = paths.make(chosen.workdir or "runs") / "aot"
+    if options.save:
+        programs.use_for_others(paths.make(chosen.compilation_cache), print)
     _introduce(found, step, slices)
     if options.table:
         print(format_table(table(found.student, step.mesh.shape(slices.devices), step.mesh.fallbacks)))
@@ -50,18 +57,20 @@ def main(chosen: Settings, options: argparse.Namespace) -> None:
         if options.sweep or options.fit:
             report["sweep"] = _sweep(found, step, slices, device, folder, options.fit)
         else:
-            report["train"] = _training(found, step, slices, device, folder)
+            report["train"] = _training(found, step, slices, device, folder, options.save)
     others: dict[str, Step] = {**found.before(), "score": found.scoring(), "evaluate": found.evaluation()}
     if options.step == "train" and found.before():
         print(f"besides, {' and '.join(found.before())} trains another model: --step all compiles that too", flush=True)
     for name in (name for name in others if options.step in (name, "all")):
         print(f"\n{name}:", flush=True)
-        costs = cache.costs(others[name], slices, folder)
+        costs = cache.costs(others[name], slices, folder, anew=options.save)
         beside = step.state_beside(topology.devices(slices)) if name == "evaluate" else 0
         said = [describe.in_training(costs, beside, device)] if beside else []
         said += describe.taken(costs, device, beside)
         _say([describe.fits(costs, device), *said, *describe.memory(costs), *describe.traffic(costs)])
         report[name] = costs.to_json() | ({"beside_bytes": beside} if beside else {})
+    if options.save:
+        print(f"compiled programs: {programs.tally()[1]} new in {chosen.compilation_cache}", flush=True)
     files.write_json(folder / REPORT, report)
 
 
@@ -98,12 +107,12 @@ def _introduce(found: Foreseen, step: TrainingStep, slices: Slices) -> None:
 
 
 def _training(
-    found: Foreseen, step: TrainingStep, slices: Slices, device: Device, folder: pathlib.Path
+    found: Foreseen, step: TrainingStep, slices: Slices, device: Device, folder: pathlib.Path, save: bool
 ) -> dict[str, Any]:
     """Compiles the step as it is configured."""
     estimate = Estimate(step, slices.devices).memory()
     _say([f"estimated: {estimate.peak / 1e9:.2f} GB a device; compiling takes minutes for billions of parameters"])
-    costs = cache.costs(step, slices, folder)
+    costs = cache.costs(step, slices, folder, anew=save)
     expected = outlook(step, slices, costs)
     _say([describe.fits(costs, device), *describe.taken(costs, device)])
     _say([*describe.memory(costs, estimate), *describe.traffic(costs)])

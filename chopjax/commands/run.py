@@ -17,7 +17,7 @@ from chopjax import files, paths
 from chopjax.axes import flatten, unflatten
 from chopjax.chop.apply import chop_config, gather
 from chopjax.chop.plan import Plan
-from chopjax.commands import settings
+from chopjax.commands import programs, settings
 from chopjax.commands.settings import Settings
 from chopjax.commands.spread import check_batches
 from chopjax.commands.stages import Stage, Stages
@@ -62,7 +62,7 @@ class Run:
 
         Raises:
             UserError: it cannot be made, another process works in it, it holds files of something else, or other hosts
-                do not see it.
+                do not see it; or the folder of compiled programs cannot be used.
         """
         paths.reach(self.workdir, "workdir")
         if self.writer:
@@ -73,6 +73,8 @@ class Run:
         self.barrier()
         if not (self.workdir / "config.json").exists():
             raise UserError(f"workdir: {self.workdir} is not on storage that all hosts share; name a folder that is")
+        if chosen := self.settings.compilation_cache:
+            programs.use(paths.make(chosen), self.say, self.writer)
 
     def say(self, line: str) -> None:
         """Prints a line, once for all processes."""

@@ -33,6 +33,7 @@ from chopjax.train.config import CorrectionConfig, OptimizerConfig, TrainConfig
 WITHOUT_EFFECT = frozenset(
     {
         "workdir",
+        "compilation_cache",
         "train.remat",
         "train.log_every",
         "train.evaluate_every",
@@ -66,6 +67,8 @@ class Settings:
         teacher: folder or hub id of the teacher; empty for `source`.
         rounds: for repeated chopping, what changes in each round, as `{"plan.remove_layers": 2, "train.steps": 100}`;
             each round chops what the one before it exported.
+        compilation_cache: folder or place in a store where compiled programs are kept, for the next start to load
+            instead of compiling; empty for none.
     """
 
     source: str = ""
@@ -73,6 +76,7 @@ class Settings:
     seed: int = 0
     teacher: str = ""
     rounds: tuple[dict[str, Any], ...] = ()
+    compilation_cache: str = ""
     score: ScoreConfig = ScoreConfig()
     plan: PlanConfig = PlanConfig()
     search: SearchConfig = SearchConfig()

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import jax
 
 from chopjax import paths
-from chopjax.commands import cache_teacher
+from chopjax.commands import cache_teacher, programs
 from chopjax.commands.phase import Phase
 from chopjax.commands.run import Run
 from chopjax.data.batches import Batches, one_pass
@@ -90,6 +90,8 @@ class Watch:
         """
         chosen, last = self._run.settings.train, self._phase.until
         self._follow(step, metrics)
+        if self._since is None and (said := programs.told()):
+            self._progress.say(said)
         if told := preemption.agreed():
             self._steps.settle()  # so that what is saved beside the step counts all that were skipped
         save = told or due(step, chosen.save_every, last)

@@ -11,6 +11,7 @@ from aot.slices import needs_libtpu
 
 from chopjax.aot import gpus
 
+KEPT = ("jit_step", "jit_score_sums", "jit_batch_sums")
 CONFIG = pathlib.Path(__file__).resolve().parents[2] / "configs" / "base.py"
 
 
@@ -60,7 +61,9 @@ def report_count(said: str) -> int:
 
 @needs_libtpu
 def test_every_step_of_a_run(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    done = aot(source, tmp_path, "--topology", "v5e-4", "--step=all", "--table")
+    programs = tmp_path / "programs"
+    keep = "--save", f"--config.compilation_cache={programs}"
+    done = aot(source, tmp_path, "--topology", "v5e-4", "--step=all", "--table", *keep)
     assert done.returncode == 0, done.stderr
     said = done.stdout
     assert "v5e:2x2, 4 chips; student " in said and "8 rows of 128 tokens; bfloat16, remat full; mesh fsdp=4" in said
@@ -85,6 +88,8 @@ def test_every_step_of_a_run(source: pathlib.Path, tmp_path: pathlib.Path) -> No
     assert f"in training {beside / 1e9:.2f} GB of its state (masters, moments) stay beside that" in said
     # The teacher runs beside the student: more is held than in a pass without.
     assert report["train"]["at_peak"]["teacher"] > 0 and report["score"]["at_peak"]["optimizer"] == 0
+    kept = [file.name.split("-")[0] for file in programs.glob("*-cache")]
+    assert set(KEPT) <= set(kept) and f"compiled programs: {len(kept)} new in {programs}" in said
     # What was compiled once is read back.
     again = aot(source, tmp_path, "--topology", "v5e:2x2", "--step=score")
     assert json.loads((tmp_path / "aot" / "aot.json").read_text())["score"] == report["score"], again.stderr
@@ -115,6 +120,7 @@ def test_gpus_without_their_compiler(source: pathlib.Path, tmp_path: pathlib.Pat
         (["--topology=v5e-4", "--config.search.params=1M"], "search: sizes are not chosen yet"),
         (["--topology=v5e-4", "--config.source=nowhere"], "nowhere: no such folder"),
         (["--topology=v5e-4", "--config.mesh.tensor=3"], "do not make up the 4 devices"),
+        (["--topology=v5e-4", "--save"], "--save keeps a run's own steps in compilation_cache; name a folder there"),
         (["--topology=v5e-4", "--step=other"], "argument --step: invalid choice: 'other'"),
     ],
 )

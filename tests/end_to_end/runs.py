@@ -176,7 +176,7 @@ class Ended:
 
 def run(place: Place, command: str, arguments: Sequence[str], devices: int = 1, death: Death | None = None) -> Ended:
     """`python -m chopjax.COMMAND ARGUMENTS` on so many CPU devices; `heal` trains and exports what
-    was chopped, its teacher first where that is asked for, `states` see `_states`."""
+    was chopped, its teacher first where that is asked for, `states` see `_states`, `ahead` see `_ahead`."""
     said = [place.folder / f"{os.urandom(4).hex()}.{name}" for name in ("stdout", "stderr")]
     process = _server().Process(target=_main, args=(command, list(arguments), devices, death, place, said))
     process.start()
@@ -220,7 +220,7 @@ def _main(
     if death:
         death.prepare()
     sys.argv = [command, *arguments]
-    cli.run({"heal": _heal, "states": _states}.get(command, command))
+    cli.run({"heal": _heal, "states": _states, "ahead": _ahead}.get(command, command))
 
 
 def _heal(chosen: Any) -> None:
@@ -231,6 +231,18 @@ def _heal(chosen: Any) -> None:
     correct.make(started)
     heal.make(started)
     export.make(started)
+
+
+def _ahead(chosen: Any) -> None:
+    """Compiles the training step from shapes alone, as for devices that are not there, and keeps it."""
+    import jax
+
+    from chopjax.aot import compiling
+    from chopjax.commands import programs
+    from chopjax.commands.foreseen import foresee
+
+    programs.use_for_others(pathlib.Path(chosen.compilation_cache), print)
+    compiling.compile(foresee(chosen).training(), jax.devices())
 
 
 def _states(chosen: Any) -> None:
