@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int, UInt32
 
+from chopjax.commands import teacher
 from chopjax.commands.run import STUDENT, Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.data import teacher_cache
@@ -55,7 +56,7 @@ def check(run: Run) -> None:
 
     Raises:
         UserError: `cache.kind` is off, or the loss cannot be made of cached targets, or the words of a student are not
-            known yet, or fewer than are to be kept.
+            known yet, or fewer than are to be kept; or the teacher cannot read the rows.
     """
     check_loss(run.settings.cache, run.settings.loss)
     if run.settings.cache.kind == "off":
@@ -63,6 +64,7 @@ def check(run: Run) -> None:
     if run.trimmed and not (run.workdir / STUDENT).exists():
         raise UserError("plan.vocab trims the vocabulary, and the student does not exist yet; run chopjax.chop first")
     check_vocab(run.settings.cache, run.student_tokenizer.vocab)
+    teacher.check(run)
 
 
 def make(run: Run) -> None:

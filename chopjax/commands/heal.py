@@ -14,6 +14,7 @@ from chopjax.chop.optimizer_state import chop_optimizer_state
 from chopjax.chop.plan import Plan
 from chopjax.commands import correct, training
 from chopjax.commands import plan as planning
+from chopjax.commands import teacher as teaching
 from chopjax.commands.phase import Phase, TeacherPlace
 from chopjax.commands.run import Run
 from chopjax.commands.settings import Settings
@@ -46,9 +47,10 @@ def check(run: Run) -> None:
     """Refuses, before anything is made anew, settings and models other than those that training began with.
 
     Raises:
-        UserError: names the first that changed; or settings that do not fit each other.
+        UserError: names the first that changed; or settings that do not fit each other, or not the teacher.
     """
     _check_settings(run)
+    teaching.check(run)
     _check_hidden(run)
     run.stages.refuse_changes(STAGE, _known(run))
 

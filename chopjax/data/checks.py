@@ -3,18 +3,19 @@
 from chopjax.errors import UserError
 
 
-def check_length(length: int, positions: int) -> None:
+def check_length(length: int, positions: int, what: str = "model") -> None:
     """Refuses rows longer than the sequences that a model is meant for.
 
     Args:
         length: tokens a row.
         positions: the model's longest sequence, in tokens.
+        what: the model, for the message.
 
     Raises:
         UserError: they are longer.
     """
     if length > positions:
-        raise UserError(f"data.length is {length}, but the model has {positions} positions; use {positions} or fewer")
+        raise UserError(f"data.length is {length}, but the {what} has {positions} positions; use {positions} or fewer")
 
 
 def check_vocab(max_token: int, vocab: int, where: str = "the rows") -> None:

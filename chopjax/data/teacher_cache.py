@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import grain
@@ -41,6 +41,9 @@ class Selection:
     order: str = ""
     first: int = 0
     last: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.first} to {self.last} of order {self.order}" if self.order else "all"
 
     def covers(self, other: "Selection") -> bool:
         """Whether all rows of the other are kept."""
@@ -139,7 +142,7 @@ def begin(folder: pathlib.Path, info: CacheInfo) -> bool:
     if is_whole(folder, info):
         return True
     change = "" if found is None else found.change(info)
-    if change and any(shard_path(folder, shard).exists() for shard in range(found.shards)):
+    if found is not None and change and any(shard_path(folder, shard).exists() for shard in range(found.shards)):
         raise UserError(f"{folder} {change}; {AGAIN}")
     if found is not None and not change:
         return False
@@ -173,7 +176,7 @@ def held(folder: pathlib.Path) -> Iterator[None]:
 def missing(folder: pathlib.Path, info: CacheInfo) -> list[int]:
     """The shards that are not there, or no longer of the size that they had."""
     _, sizes = _read_info(folder)
-    known = sizes or [None] * info.shards
+    known: Sequence[int | None] = sizes or [None] * info.shards
     return [shard for shard, size in enumerate(known) if not _is_there(shard_path(folder, shard), size)]
 
 

@@ -234,6 +234,8 @@ def test_a_cut_off_cache_goes_on_at_the_first_missing_shard(rows, tmp_path):
         CachedRows(rows.folder, folder, info)
     with pytest.raises(UserError, match=r"was begun with loss\.temperature 1\.0, but this run has 1\.5"):
         teacher_cache.begin(folder, info_of(rows, temperature=1.5))
+    with pytest.raises(UserError, match=r"was begun with rows .* all, but this run has 3 to 8 of order some; run"):
+        teacher_cache.begin(folder, info_of(rows, selection=Selection("some", 3, 8)))
     with pytest.raises(UserError, match=r"was begun with seed 1, but this run has 2"):
         teacher_cache.begin(folder, info_of(rows, seed=2))
     assert teacher_cache.missing(folder, info) == [1, 2]

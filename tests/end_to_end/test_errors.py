@@ -4,6 +4,7 @@ Each case runs in a workdir that holds a finished chop, which must be as it was 
 appear.
 """
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -115,6 +116,16 @@ def more_tokens(folder: pathlib.Path, place: runs.Place) -> list[str]:
     return [f"source={folder}/model"]
 
 
+def short_teacher(folder: pathlib.Path, place: runs.Place) -> list[str]:
+    edit(shutil.copytree(place.source, folder / "teacher"), max_position_embeddings=23)
+    return [f"teacher={folder}/teacher"]
+
+
+def teacher_of_few_words(folder: pathlib.Path, place: runs.Place) -> list[str]:
+    runs.model(folder / "teacher", seed=7, config=dataclasses.replace(runs.MODEL, vocab=250))
+    return [f"teacher={folder}/teacher"]
+
+
 def giving(*overrides: str) -> Spoil:
     return lambda folder, place: list(overrides)
 
@@ -134,6 +145,8 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "another model's plan": (other_model, "made for mlp = 21, but the source has 20"),
     "tokenizer": (other_tokenizer, "teacher and student have different tokenizers"),
     "rows too long": (giving("data.length=65"), "data.length is 65, but the model has 64 positions; use 64 or fewer"),
+    "teacher's positions": (short_teacher, "data.length is 24, but the teacher has 23 positions; use 23 or fewer"),
+    "teacher's vocabulary": (teacher_of_few_words, "teacher: its vocabulary has 250 rows, but the tokenizer has 3"),
     "no text": (giving("data.sources=({'path': 'nowhere.jsonl'},)"), "nowhere.jsonl"),
     "empty prompt": (giving("evaluate.prompts=('Water', '')"), "evaluate.prompts[1] is empty; give some text"),
     "window": (giving("evaluate.window=65"), "evaluate.window is 65, but the model has only 64 positions"),
