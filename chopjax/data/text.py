@@ -94,7 +94,9 @@ def _json_value(data: bytes, source: TextSource, where: str) -> Any:
 def _value(record: Mapping[str, Any], source: TextSource, where: str) -> Any:
     if source.field not in record:
         there = ", ".join(map(str, record))
-        raise UserError(f"{where}: no field {source.field!r}; there are {there}; set {source.setting}")
+        chat = any(isinstance(value, list) and value and isinstance(value[0], dict) for value in record.values())
+        setting = f"{source.setting}, or messages for conversations" if chat and not source.messages else source.setting
+        raise UserError(f"{where}: no field {source.field!r}; there are {there}; set {setting}")
     return record[source.field]
 
 
@@ -107,7 +109,8 @@ def checked_text(value: Any, field: str, where: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{where}: field {field!r} is {type(value).__name__}, not text; set text_field")
+        setting = "messages in place of text_field" if isinstance(value, list) else "text_field"
+        raise UserError(f"{where}: field {field!r} is {type(value).__name__}, not text; set {setting}")
     if not value.isascii():
         try:
             value.encode()

@@ -94,6 +94,10 @@ class LossConfig:
         if len({schedule.field for schedule in self.schedules}) < len(self.schedules):
             raise UserError("loss.schedules names one field twice; give it one schedule")
         checks.at_least(self, "loss", 0, "top_k")
+        if self.top_k and not self.active & {"kl", "wsl"}:
+            raise UserError(
+                f"loss.top_k is {self.top_k}, which loss.kl and loss.wsl alone go by, and both are 0; set it to 0 too"
+            )
         if self.chunk < 1:
             raise UserError(f"loss.chunk is {self.chunk}; give at least 1 token")
 

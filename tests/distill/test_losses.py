@@ -323,7 +323,7 @@ def test_memory_hardly_grows_with_tokens() -> None:
     "options",
     [{"kl": -1.0}, {"kl": 0.0}, {"temperature": 0.0}, {"chunk": 0}, {"z_loss": float("nan")}, {"jsd_beta": 1.0}]
     + [{"schedules": ({"field": "chunk"},)}, {"schedules": ({"field": "kl"}, {"field": "kl"})}, {"top_k": -1}]
-    + [{"schedules": ({"field": "kl", "kind": "constant", "final": 0.0},)}],
+    + [{"schedules": ({"field": "kl", "kind": "constant", "final": 0.0},)}, {"kl": 0.0, "jsd": 1.0, "top_k": 5}],
 )
 def test_config_refuses(options: dict) -> None:
     with pytest.raises(UserError, match="loss\\."):
