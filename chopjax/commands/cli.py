@@ -128,7 +128,10 @@ def parse(argv: Sequence[str], positional: str = "", required: Sequence[str] = (
         SystemExit: after `--help`.
     """
     if {"--help", "-help", "-h"} & set(argv[1:]):
-        print(_help(argv[0], positional))
+        try:
+            print(_help(argv[0], positional), flush=True)
+        except BrokenPipeError:  # whoever reads it has enough, as `head` has; the end of the process would say it again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     config, arguments = _load(list(argv), positional)
     if len(arguments) > bool(positional):

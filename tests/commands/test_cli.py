@@ -1,5 +1,6 @@
 """The command line as a person meets it: whole processes, one line, exit status 2, at once."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -193,6 +194,15 @@ def test_help_lists_the_fields(capsys: pytest.CaptureFixture) -> None:
         parsed("--help")
     assert caught.value.code == 0
     assert "--config.train.steps=1000" in capsys.readouterr().out
+
+
+def test_help_into_a_pipe_that_is_closed() -> None:
+    command = [sys.executable, "-c", "from chopjax.commands import cli; cli.run('plan')", "--help"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_the_base_config_is_the_defaults() -> None:
