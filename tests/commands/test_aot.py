@@ -106,7 +106,7 @@ def test_the_fastest_setting_that_fits(source: pathlib.Path, tmp_path: pathlib.P
 
 @pytest.mark.skipif(bool(gpus.versions()), reason="JAX's CUDA plugin is installed")
 def test_gpus_without_their_compiler(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    done = aot(source, tmp_path, "--topology=h100:8")
+    done = aot(source, tmp_path, "--topology=h100:4")
     assert done.returncode == 2 and "pip install 'chopjax[cuda]'" in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
