@@ -114,7 +114,7 @@ def build_plan(wanted: PlanConfig, source: Sizes, scores: Scores, name: str = ""
         kept["layers"], reasons["layers"] = np.asarray(wanted.layers, np.int32), "chosen by hand"
     elif wanted.remove_layers:
         kept["layers"] = choose_layers(wanted, source["layers"], scores)
-        reasons["layers"] = f"{_layers_said(wanted)}; {wanted.remove_layers} layers removed"
+        reasons["layers"] = f"{_layers_said(wanted)}; {_counted(wanted.remove_layers)} removed"
     widths, edits = _choose_widths(wanted, source, scores, kept.get("layers", np.arange(source["layers"])))
     kept |= widths
     reasons |= dict.fromkeys(widths, _WIDTHS_SAID[wanted.widths_by].format(**vars(wanted)))
@@ -193,6 +193,10 @@ def top(score: Float[np.ndarray, "*around size"], count: int) -> Int[np.ndarray,
     """Indices of the `count` highest scores along the last axis, ascending; ties go to the lowest index."""
     best = np.argsort(-score, axis=-1, kind="stable")[..., :count]
     return np.sort(best, axis=-1).astype(np.int32)
+
+
+def _counted(layers: int) -> str:
+    return f"{layers} layer{'' if layers == 1 else 's'}"
 
 
 def _layers_said(wanted: PlanConfig) -> str:

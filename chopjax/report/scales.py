@@ -1,12 +1,12 @@
 """Value scales and reference lines, drawn alike in all pictures."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, Formatter, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from chopjax.report import words
 from chopjax.report.canvas import Palette
@@ -16,7 +16,19 @@ def values(axes: Axes, ticks: int = 6, say: Callable[[float], str] = words.plain
     """A linear scale of values with light lines across."""
     _lines(axes)
     axes.yaxis.set_major_locator(MaxNLocator(ticks))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: say(value)))
+    axes.yaxis.set_major_formatter(_Apart() if say is words.plain else FuncFormatter(lambda value, _: say(value)))
+
+
+class _Apart(Formatter):
+    """Numbers of as many digits as tell the ticks from each other: a narrow range of losses needs more than three."""
+
+    def __call__(self, value: float, position: int | None = None) -> str:
+        return words.plain(value)
+
+    def format_ticks(self, values: Iterable[float]) -> list[str]:
+        told = [float(value) for value in values]
+        digits = words.apart(told)
+        return [words.plain(value, digits) for value in told]
 
 
 def logarithmic(axes: Axes, low: float, high: float, say: Callable[[float], str] = words.plain) -> None:

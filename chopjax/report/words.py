@@ -28,6 +28,15 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{round(value, digits - 1 - magnitude):,.{max(digits - 1 - magnitude, 0)}f}"
 
 
+def apart(values: Iterable[float], least: int = 3, most: int = 7) -> int:
+    """Significant digits with which all these values read differently, where they do and `most` are enough."""
+    known = set(values)
+    for digits in range(least, most):
+        if len({significant(value, digits) for value in known}) == len(known):
+            return digits
+    return most
+
+
 def plain(value: float, digits: int = 3) -> str:
     """As `significant`, without zeros at the end of a fraction: 12.3, 0.5, 30."""
     text = significant(value, digits)

@@ -96,7 +96,7 @@ def _paint(one: Widths, figure: Figure, palette: Palette) -> list[Spot]:
 
 def _histogram(axes: Axes, one: Widths, palette: Palette) -> list[Spot]:
     values = split(one)
-    axes.set_title(f"{widths.TITLES[one.axis]}: {one.kind} ÷ mean{_within(one)}")
+    axes.set_title(f"{widths.TITLES[one.axis]}: score ÷ mean{_within(one)}")
     axes.spines["left"].set_visible(False)
     if not values:
         axes.set_axis_off()

@@ -97,7 +97,7 @@ def _paint(search: Search, found: Slopes, figure: Figure, palette: Palette) -> l
             look = {"va": "center", "fontweight": weight, "color": colour if chosen else palette.ink}
             look["ha"] = "right" if side < 0 else "left"
             axes.text(0.5 + side * 0.54, height, str(rank), **look)
-            axes.text(0.5 + side * 0.69, height, f"{words.significant(value)}{note}", **look)
+            axes.text(0.5 + side * 0.69, height, f"{words.significant(value, 4)}{note}", **look)
             reach = (-0.45, 0.05) if side < 0 else (0.95, 1.45)
             told = f"{sizes}: rank {before} → {after}, loss {words.significant(loss)} → {words.significant(healed)}"
             spots.append(Spot(axes, reach, (height - 0.5, height + 0.5), told))

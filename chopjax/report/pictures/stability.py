@@ -36,7 +36,9 @@ def _paint(found: Mapping[str, float], figure: Figure, palette: Palette) -> list
         steady = value >= THRESHOLD
         colour = palette.first if steady else palette.second
         axes.barh(place, max(value, 0), height=0.55, color=colour if steady else "none", edgecolor=colour)
-        axes.annotate(f"{value:.3f}", (max(value, 0), place), (5, 0), textcoords="offset points", va="center")
+        box = {"facecolor": palette.card, "edgecolor": "none", "pad": 1}  # over the line of the threshold
+        where = (max(value, 0), place)
+        axes.annotate(f"{value:.3f}", where, (5, 0), textcoords="offset points", va="center", bbox=box)
     axes.axvline(THRESHOLD, color=palette.ink, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
     axes.set_xlim(0, 1.16)
     axes.set_xticks([0, 0.5, THRESHOLD, 1], ["0", "0.5", f"{THRESHOLD}", "1"])

@@ -22,7 +22,7 @@ def test_lines_run_from_rank_to_rank() -> None:
     lines = figure.axes[0].lines
     assert [line.get_ydata().tolist() for line in lines] == [[2, 0], [1, 1], [0, 2]]
     assert [line.get_color() == PRINTED.second for line in lines] == [True, False, False]
-    assert "2.40, chosen" in [text.get_text() for text in figure.axes[0].texts]
+    assert "2.400, chosen" in [text.get_text() for text in figure.axes[0].texts]
     assert spots[0].text == "6 layers, 1,006 neurons: rank 3 → 1, loss 3.10 → 2.40"
 
 
