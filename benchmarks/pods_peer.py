@@ -26,7 +26,6 @@ from chopjax.aot import compiling, topology
 
 VERSION = "0.2.5"
 LENGTH = 4096
-WIDTH_4B = {"override_model_config": True, "base_emb_dim": 3072, "base_mlp_dim": 9216}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +82,8 @@ def measure(name: str, dump: pathlib.Path | None = None) -> dict[str, str | floa
         print(f"error: --peer: {why}", file=sys.stderr)
         raise SystemExit(2)
     row = ROWS[name]
+    if dump:
+        dump.mkdir(parents=True, exist_ok=True)
     costs = compiling.compile_lowered(lower(row), 0.0, dump=str(dump) if dump else "").costs
     result: dict[str, str | float | None] = {"name": name}
     result |= dict.fromkeys(("peak_gb", "cycles", "wire_gb", "tflop", "compile_seconds"))
