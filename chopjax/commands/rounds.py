@@ -47,7 +47,8 @@ def each(chosen: Settings, dtype: str) -> list[Settings]:
         dtype: of the source, which the last export goes back to unless the settings say otherwise.
 
     Raises:
-        UserError: activations are compared with the teacher's by the plan of a later round.
+        UserError: activations are compared with the teacher's by the plan of a later round; or rounds would write other
+            rows to one cache.
     """
     workdir, source = paths.make(chosen.workdir), chosen.source
     rounds = []
@@ -65,7 +66,23 @@ def each(chosen: Settings, dtype: str) -> list[Settings]:
         if number > 1:
             _refuse_plans_of_others(rounds[-1], number, any(one.plan.embed for one in rounds))
         source = rounds[-1].export.folder
+    _refuse_caches_of_others(rounds)
     return rounds
+
+
+def _refuse_caches_of_others(rounds: list[Settings]) -> None:
+    """Refuses a cache that a later round would find to be of the rows that another round reached."""
+    first: dict[str, tuple[int, tuple[int, ...]]] = {}
+    for number, one in enumerate(rounds, 1):
+        if one.cache.kind == "off" or one.cache.rows == "all" or not one.cache.path:
+            continue
+        reaching = one.seed, one.train.batch, one.train.steps, one.train.steps_before_chop, one.evaluate.rows
+        earlier, before = first.setdefault(one.cache.path, (number, reaching))
+        if reaching != before:
+            raise UserError(
+                f"rounds: {number} reaches other rows than {earlier} of the cache that both keep in cache.path = "
+                f"{one.cache.path!r}; set cache.rows='all', or leave cache.path empty for a cache in each round"
+            )
 
 
 def _refuse_plans_of_others(one: Settings, number: int, narrower: bool) -> None:

@@ -76,6 +76,8 @@ class HiddenConfig:
         for term in TERMS:
             if not math.isfinite(getattr(self, term)):
                 raise UserError(f"hidden.{term} is {getattr(self, term)}; give a number")
+        if self.dynamic and not self.terms:
+            raise UserError("hidden.dynamic scales terms that have a weight; give one, such as hidden.block_output=1.0")
         if any(len(pair) != 2 for pair in self.pairs):
             raise UserError(f"hidden.pairs is {self.pairs}; give pairs (student layer, teacher layer)")
         if bool(self.pairs) != (self.layer_map == "explicit"):

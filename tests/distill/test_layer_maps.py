@@ -71,6 +71,7 @@ def test_a_deeper_student_needs_explicit_pairs(layer_map: str) -> None:
         ({"distance": "l1"}, "hidden.distance is 'l1'; choose one of 'cosine'"),
         ({"pairs": ((0, 1),)}, "hidden.layer_map is 'plan' and hidden.pairs"),
         ({"layer_map": "explicit"}, "'explicit' goes with pairs"),
+        ({"dynamic": True}, "hidden.dynamic scales terms"),
         ({"layer_map": "explicit", "pairs": ((0, 1, 2),)}, "give pairs"),
     ],
 )

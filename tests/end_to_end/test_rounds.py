@@ -73,3 +73,14 @@ def test_activations_are_not_compared_by_the_plan_of_a_later_round(hidden: dict,
     told = {"workdir": "w", "source": "s", "hidden": {"block_output": 1.0, **hidden}, "rounds": changes}
     with pytest.raises(UserError, match=named):
         rounds.each(settings.from_mapping(told), "float32")
+
+
+@pytest.mark.parametrize("rows", ["reached", "all"])
+def test_rounds_that_reach_other_rows_share_no_cache_of_those_alone(rows: str) -> None:
+    cache = {"kind": "top_k", "path": "shared", "rows": rows}
+    chosen = settings.from_mapping({"source": "s", "workdir": "w", "cache": cache, "rounds": CHANGES})
+    if rows == "all":
+        assert len(rounds.each(chosen, "float32")) == 2
+        return
+    with pytest.raises(UserError, match="rounds: 2 reaches other rows than 1 .*cache.rows='all'"):
+        rounds.each(chosen, "float32")
