@@ -77,8 +77,8 @@ def make_step(
 
     Metrics, float32 scalars: `loss`; its parts a token, before their weights (`next_token`, `z_loss`, `kl`, ...,
     `hidden/TERM`, and `alpha`); `tokens` that predict; `grad_norm` before clipping; `param_norm` after the update;
-    `learning_rate` of this step; `skipped`, 1 or 0; under DimCHOP `kept_share`, of all dimensions those not masked in
-    this step.
+    `learning_rate` of this step; `skipped`, 1 or 0; `schedule/FIELD`, what a schedule made of it; under DimCHOP
+    `kept_share`, of all dimensions those not masked in this step.
 
     A step with gradients that are not finite is skipped: parameters and optimizer states stay as they are, and only
     what counts the steps of the run goes on.
@@ -123,6 +123,7 @@ def make_step(
             "param_norm": optax.tree.norm(new_params),
             "learning_rate": schedule(state.step),
             "skipped": jnp.where(healthy, 0.0, 1.0),
+            **{f"schedule/{one.field}": now[one.field] for one in loss.schedules},
         }
         if dimchop is not None:
             metrics["kept_share"] = kept_share(state.opt_state[0])

@@ -57,6 +57,8 @@ def test_every_term_at_once(everything: pathlib.Path) -> None:
             "jsd": 2.0 + (1 + np.cos(np.pi * min(step / 4, 1))) / 2 * (0.4 - 2.0),
             "z_loss": 1e-3,
         }
+        for field in ("kl", "jsd"):
+            assert line[f"schedule/{field}"] == pytest.approx(weights[field], rel=1e-5)
         on_logits = sum(weight * line[name] for name, weight in weights.items())
         hidden = {name: line[f"hidden/{name}"] for name in HIDDEN}
         assert all(value > 0 for value in hidden.values()) and line["alpha"] > 0
