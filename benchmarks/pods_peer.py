@@ -140,6 +140,7 @@ def _settings(row: Row, file: str, **others: Any) -> Any:
         "opt_type": "adamw",
         "dataset_type": "synthetic",
         "enable_checkpointing": False,
+        "jax_cache_dir": "",  # nothing compiled is to be kept: it is timed
     }
     return pyconfig.initialize(["", os.path.join(MAXTEXT_CONFIGS_DIR, file)], **(settings | others))
 
