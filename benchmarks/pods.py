@@ -11,7 +11,7 @@ where MaxText is installed (`pods_peer.py`). Per chip:
     peak_gb           memory_analysis().peak_memory_in_bytes / 1e9
     cycles            the compiler's estimates, summed over the module with loop trip counts; none where it cannot print
     wire_gb           (n - 1) / n of the bytes of each collective over n chips, all-reduce twice
-    tflop             of all matrix products and attention kernels, with what remat makes again
+    tflop             of matrix products, with what remat makes again; the attention's kernels count none
     compile_seconds   wall time of XLA
 
 The last line is JSON.
