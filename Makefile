@@ -27,7 +27,7 @@ test: lint ## lint, types and all tests but the long ones
 lint: $(VENV)/.test ## ruff and mypy only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy chopjax tools
+	$(BIN)/mypy chopjax tools benchmarks
 
 campaign: $(VENV)/.test ## the long randomised and full-size tests
 	$(BIN)/python -m pytest -m campaign

@@ -22,12 +22,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 LAYERS, MLP = 24, 1152
 SIZES = ("equal", "chopped")
 SIDES = ("plain", "distillation")
-DTYPE, REMAT = "float32", "dots"
+DTYPE: Final = "float32"
+REMAT = "dots"
 
 
 def main() -> None:
@@ -139,13 +140,13 @@ def memory(options: argparse.Namespace, chunk: int) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from chopjax.aot import steps
+    from chopjax.aot.steps import TrainingStep
     from chopjax.distill.config import LossConfig
     from chopjax.hf.checkpoint import open_checkpoint
     from chopjax.train.step import StepConfig
 
     config = open_checkpoint(options.model).config
-    wanted = steps.TrainingStep(
+    wanted = TrainingStep(
         student=config,
         rows=options.memory_batch,
         length=options.length,
@@ -153,7 +154,7 @@ def memory(options: argparse.Namespace, chunk: int) -> dict[str, float]:
         teacher=config,
         step=StepConfig(compute_dtype=DTYPE, remat=REMAT),
     )
-    compiled = steps.lower(wanted, jax.devices()[:1]).compile()
+    compiled = wanted.lower(jax.devices()[:1]).compile()
     found = compiled.memory_analysis()
     assert found is not None, "the CPU's compiler reports memory"
     before = resident("VmRSS")

@@ -23,6 +23,7 @@ import json
 import os
 import pathlib
 import runpy
+from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -43,7 +44,7 @@ LENGTH = 4096
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 
 
-def of(name: str, **sizes: int) -> ModelConfig:
+def of(name: str, **sizes: Any) -> ModelConfig:
     """A source of the recipes, or a relative of it that differs in sizes."""
     return dataclasses.replace(open_config(CONFIGS / "sources" / name)[3], kind_of_layer=(), **sizes)
 
