@@ -49,7 +49,7 @@ def aot(source: pathlib.Path, workdir: pathlib.Path, *arguments: str) -> subproc
     }
     overrides = [f"--config.{name}={value}" for name, value in given.items()]
     command = [sys.executable, "-m", "chopjax.aot", "--config", str(CONFIG), *overrides, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900)
 
 
 def report_count(said: str) -> int:
