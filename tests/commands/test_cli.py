@@ -137,7 +137,10 @@ def parsed(*arguments: str, positional: str = "") -> Settings:
         (["--config=RECIPE:missing"], "RECIPE line 16: [Errno 2]"),
         (["--config=RECIPE:none"], "get_config() returned NoneType"),
         (["--config=RECIPE", "--config.sead=3"], '--config.sead is not a field; did you mean "seed"?'),
-        (["--config=RECIPE", "--config.zzzz=3"], "--config.zzzz is not a field; there are cache, correction, data"),
+        (
+            ["--config=RECIPE", "--config.zzzz=3"],
+            "--config.zzzz is not a field; there are cache, compilation_cache, correction, data",
+        ),
         (["--config=RECIPE", "--config.mesh.fspd=3"], 'did you mean "mesh.fsdp"?'),
         (["--config=RECIPE", "--config.train.steps=many"], "invalid literal for int()"),
         (["--config=RECIPE", "--config.train.steps=2.5"], "invalid literal for int()"),
