@@ -1,9 +1,10 @@
 """The loss without layers, measured for a plan: `WORKDIR/removal.json`."""
 
 import functools
+import itertools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import numpy as np
@@ -63,11 +64,22 @@ def _losses(run: Run, by: str, count: int) -> dict[str, Any]:
     batches = functools.partial(calibration.calibration, run, run.settings.score.rows_for_losses)
     options = score.loss_options(run)
     if by == "greedy":
-        removal = greedy(config, params, batches, count, name, **options)
+        removal = greedy(config, params, _told(run, batches, count), count, name, **options)
         return {"removed": list(removal.layers), "losses": list(removal.losses)}
     sums = leave_out(config, params, batches(), count, name, **options)
     dense = float(sums[f"dense/{name}"].sum() / sums["scored"].sum())
     return {"dense": dense, "blocks": _finite(mean_losses(sums, name, count))}
+
+
+def _told(run: Run, batches: Callable[[], Iterable[Any]], count: int) -> Callable[[], Iterable[Any]]:
+    """`batches`, which is called once for each layer that goes: in a deep model there are minutes between."""
+    numbers = itertools.count(1)
+
+    def told() -> Iterable[Any]:
+        run.say(f"removal: tries the layers that are left, to remove {next(numbers)} of {count}")
+        return batches()
+
+    return told
 
 
 def _by_metric(run: Run, by: str, count: int) -> dict[str, Any]:
