@@ -100,7 +100,7 @@ ROWS: dict[str, Row | Recipe] = {
     "8b-v6e": Row("v6e:4x4", LLAMA31_8B, maxtext="11.90 GB, 1.48e9, 45.4 GB"),
     "8b-to-4.5b": Row("v5e:4x4", WIDTH_4B, LLAMA31_8B, maxtext="10.88 GB, 3.32e9, 43.6 GB"),
     "8b-to-4.5b-2": Row("v5e:4x4", WIDTH_4B, LLAMA31_8B, rows=2, maxtext="14.84 GB"),
-    **{f"8b-to-4.5b-{rows}": Row("v5e:4x4", WIDTH_4B, LLAMA31_8B, rows=rows) for rows in (4, 6, 7, 8)},
+    **{f"8b-to-4.5b-{rows}": Row("v5e:4x4", WIDTH_4B, LLAMA31_8B, rows=rows) for rows in (4, 8)},
     "8b-to-4.5b-v5p": Row("v5p:2x2x4", WIDTH_4B, LLAMA31_8B, maxtext="11.05 GB"),
     "8b-to-4.5b-64": Row("v5e:8x8", WIDTH_4B, LLAMA31_8B),
     "8b-to-8b": Row("v5e:4x4", LLAMA31_8B, LLAMA31_8B, maxtext="15.12 GB, 4.65e9, 65.3 GB"),
