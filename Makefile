@@ -40,7 +40,7 @@ criteria: $(VENV)/.demo ## what every criterion loses on a real model: docs/crit
 	$(BIN)/python tools/prose.py runs/prose
 	$(BIN)/python benchmarks/criteria.py $(MODEL) runs/prose/*.jsonl --write docs/criteria.md
 
-healing: $(VENV)/.demo ## what every loss heals on a real model: docs/distillation.md; about four hours, goes on if cut off
+healing: $(VENV)/.demo ## what every loss heals on a real model: docs/distillation.md; about two hours, goes on if cut off
 	$(BIN)/python tools/demo_model.py $(MODEL)
 	$(BIN)/python tools/prose.py runs/prose
 	$(BIN)/python benchmarks/healing.py $(MODEL) runs/prose/*.jsonl --write docs/distillation.md

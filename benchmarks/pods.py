@@ -27,6 +27,8 @@ from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import pods_peer  # noqa: E402
+
 from chopjax import files  # noqa: E402
 from chopjax.aot import cache, topology  # noqa: E402
 from chopjax.aot.compiling import Costs  # noqa: E402
@@ -83,7 +85,6 @@ class Recipe:
     source: str
     config: str
     phase: str = ""
-    maxtext: str = ""
 
     def step(self, chips: int) -> TrainingStep:
         """The step, as a run would make it."""
@@ -129,7 +130,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.peer and options.write:
         parser.error("--write: the page is of chopjax's own steps; leave --peer out")
-    rows = options.only or [name for name, row in ROWS.items() if row.maxtext or not options.peer]
+    rows = options.only or list(pods_peer.ROWS if options.peer else ROWS)
+    if options.peer:
+        pods_peer.check(rows)
     print(f"{'name':16} {'topology':10} {'peak GB':>8} {'cycles':>10} {'wire GB':>8} {'compile s':>10}", flush=True)
     found = [peer(name) if options.peer else measure(name, options.workdir, options.dump) for name in rows]
     if options.write:
@@ -139,35 +142,35 @@ def main() -> None:
 
 def peer(name: str) -> Result:
     """Compiles MaxText's step of one row and prints it."""
-    import pods_peer
-
-    result: Result = {"name": name, "topology": ROWS[name].topology, **pods_peer.measure(name)}
+    result: Result = {"name": name, "topology": ROWS[name].topology, **figures(pods_peer.costs(name))}
     print_result(result)
     return result
 
 
 def measure(name: str, workdir: pathlib.Path, dump: pathlib.Path | None) -> Result:
-    """Compiles one row and prints it; what does not fit into the chips' memory has no peak."""
+    """Compiles one row and prints it."""
     row = ROWS[name]
     slices = topology.parse(row.topology)
-    result: Result = {"name": name, "topology": row.topology}
-    result |= dict.fromkeys(("peak_gb", "cycles", "wire_gb", "tflop", "compile_seconds"))
     step = row.step(slices.devices)
-    result |= {"step": title(step), "rows": step.micro_rows // slices.devices, "length": step.length}
     costs = cache.costs(step, slices, workdir, dump=str(dump / name) if dump else "")
-    if costs.peak_bytes is None:
-        needed = f", needs {costs.needed_bytes / 1e9:.2f} GB" if costs.needed_bytes else ""
-        print(f"{name:16} {row.topology:10} does not fit{needed}", flush=True)
-        return result
-    result |= {"peak_gb": costs.peak_bytes / 1e9, "compile_seconds": costs.compile_seconds}
-    if costs.statistics is not None:
-        result |= {"cycles": costs.statistics.cycles, "wire_gb": sum(costs.statistics.wire_bytes.values()) / 1e9}
-        result["tflop"] = (costs.statistics.matmul_flops + costs.statistics.kernel_flops) / 1e12
+    result: Result = {"name": name, "topology": row.topology, **figures(costs)}
+    result |= {"step": title(step), "rows": step.micro_rows // slices.devices, "length": step.length}
     print_result(result)
     print_costs(costs)
     estimate = Estimate(step, slices.devices)
     print(f"    estimated: {estimate.memory().peak / 1e9:.2f} GB, {estimate.wire().ici / 1e9:.1f} GB sent", flush=True)
     return result
+
+
+def figures(costs: Costs) -> Result:
+    """What the head of this file lists; None for what the compiler does not say, and all if the step does not fit."""
+    found: Result = dict.fromkeys(COLUMNS)
+    if costs.peak_bytes is not None:
+        found |= {"peak_gb": costs.peak_bytes / 1e9, "compile_seconds": costs.compile_seconds}
+    if costs.statistics is not None:
+        found |= {"cycles": costs.statistics.cycles, "wire_gb": sum(costs.statistics.wire_bytes.values()) / 1e9}
+        found["tflop"] = (costs.statistics.matmul_flops + costs.statistics.kernel_flops) / 1e12
+    return found
 
 
 def title(step: TrainingStep) -> str:
@@ -227,6 +230,8 @@ def print_result(result: Result) -> None:
 
 def print_costs(costs: Costs) -> None:
     """What the row's figures are made of, indented below it."""
+    if costs.needed_bytes:
+        print(f"    does not fit, needs {costs.needed_bytes / 1e9:.2f} GB")
     print("    GB at the peak: " + ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in costs.at_peak.items()))
     print("    GB: " + ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in costs.memory.items()))
     if costs.statistics is not None:

@@ -13,16 +13,16 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import os
-import pathlib
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from unittest import mock
 
 import jax
 
 from chopjax.aot import compiling, topology
+from chopjax.aot.compiling import Costs
 
 VERSION = "0.2.5"
 LENGTH = 4096
@@ -63,36 +63,21 @@ ROWS = {
 }
 
 
-def measure(name: str, dump: pathlib.Path | None = None) -> dict[str, str | float | None]:
-    """Compiles MaxText's step of one row; takes 10 minutes or more of two cores.
-
-    Args:
-        name: one of `ROWS`.
-        dump: folder for the compiler's reports; None for none.
-
-    Returns:
-        name, peak_gb, cycles, wire_gb, tflop and compile_seconds as `pods.py` defines them; None for what the compiler
-        does not say, and all but the name if the step does not fit.
+def check(names: Iterable[str]) -> None:
+    """Ends the program where rows cannot be compiled, before the first is.
 
     Raises:
         SystemExit: with status 2, after a line on stderr: there is no such row; MaxText, Tunix or libtpu is not
             installed, or MaxText in another version.
     """
-    if why := _missing(name):
+    if why := next(filter(None, map(_missing, names)), ""):
         print(f"error: --peer: {why}", file=sys.stderr)
         raise SystemExit(2)
-    row = ROWS[name]
-    if dump:
-        dump.mkdir(parents=True, exist_ok=True)
-    costs = compiling.compile_lowered(lower(row), 0.0, dump=str(dump) if dump else "").costs
-    result: dict[str, str | float | None] = {"name": name}
-    result |= dict.fromkeys(("peak_gb", "cycles", "wire_gb", "tflop", "compile_seconds"))
-    if costs.peak_bytes is not None:
-        result |= {"peak_gb": costs.peak_bytes / 1e9, "compile_seconds": costs.compile_seconds}
-    if (statistics := costs.statistics) is not None:
-        result |= {"cycles": statistics.cycles, "wire_gb": sum(statistics.wire_bytes.values()) / 1e9}
-        result["tflop"] = (statistics.matmul_flops + statistics.kernel_flops) / 1e12
-    return result
+
+
+def costs(name: str) -> Costs:
+    """What the compiler says of MaxText's step of one of `ROWS`; takes 10 minutes or more of two cores."""
+    return compiling.compile_lowered(lower(ROWS[name]), 0.0).costs
 
 
 def _missing(name: str) -> str:
