@@ -29,9 +29,22 @@ PLAN_STAGE = Stage("page", (PAGE_OF_PLAN,))
 
 
 def main(chosen: Settings) -> None:
-    """Writes the summary and the report of a run that was evaluated."""
-    run = begin(chosen)
+    """Writes the summary and the report of a run that was evaluated.
+
+    Raises:
+        UserError: it was not evaluated yet.
+    """
+    run = begin(chosen, check)
     _write(run, _last_seconds(run))
+
+
+def check(run: Run) -> None:
+    """Refuses a run that was not evaluated yet.
+
+    Raises:
+        UserError: says which command does that.
+    """
+    run.stages.digest("evaluate")
 
 
 def make(run: Run, seconds: float) -> None:

@@ -179,6 +179,12 @@ def test_one_line_and_nothing_touched(
     assert changed == ({"config.json"} if case in LATE else set())
 
 
+@pytest.mark.parametrize("command", ["export", "evaluate", "report"])
+def test_a_command_whose_turn_has_not_come(command: str, place: runs.Place, copied: pathlib.Path) -> None:
+    ended = runs.run(place, command, place.arguments(copied))
+    refused(ended.status, ended.stdout, ended.stderr, "run python -m chopjax.")
+
+
 def test_an_axis_that_the_mesh_cannot_split(place: runs.Place, copied: pathlib.Path) -> None:
     before = runs.contents(copied)
     ended = runs.run(place, "train", place.arguments(copied, "mesh.tensor=2", "mesh.fsdp=1", "plan.mlp=11"), devices=2)
