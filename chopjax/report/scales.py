@@ -52,7 +52,7 @@ def reference(axes: Axes, label: str, value: float, palette: Palette, side: str 
     axes.annotate(
         f"{label} {words.significant(value)}",
         (1 if side == "right" else 0, value),
-        (0, 4),
+        (0 if side == "right" else 6, 4),  # clear of the numbers of the axis
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
         ha=side,
