@@ -185,7 +185,16 @@ def _paint(chart: Chart, figure: Figure, palette: Palette) -> list[Spot]:
     for one, (colour, style) in zip(chart.series, STYLES, strict=False):
         _line(axes, one, getattr(palette, colour), style)
     _finish(axes, chart, palette)
+    if len(chart.series) > 1:
+        look = {"handlelength": 1.6, "columnspacing": 0.8, "fontsize": 9} if chart.small else {"handlelength": 2.6}
+        figure.legend(labels=_labels(chart), loc="outside lower center", ncols=3, **look)
     return []
+
+
+def _labels(chart: Chart) -> list[str]:
+    """Parts of the first curve without its name, which stands before theirs."""
+    first = chart.series[0].label
+    return [one.label.removeprefix(f"{first} ") for one in chart.series]
 
 
 def _line(axes: Axes, one: Series, colour: str, style: str) -> None:
@@ -209,8 +218,6 @@ def _finish(axes: Axes, chart: Chart, palette: Palette) -> None:
         _logarithmic(axes, chart)
     else:
         scales.values(axes, 4 if chart.small else 6)
-    if len(chart.series) > 1:
-        axes.legend(loc="upper right", handlelength=2.6, fontsize=11)
 
 
 def _logarithmic(axes: Axes, chart: Chart) -> None:
