@@ -80,7 +80,7 @@ def _paint(search: Search, points: Tried, figure: Figure, palette: Palette) -> l
         _chosen(axes, search.chosen, points, palette)
     axes.margins(0.08, 0.1)
     axes.set_xlabel(cost_label(search.cost))
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: cost_said(search.cost, value)))
     scales.values(axes)
     axes.set_title("Loss before healing, nats a token")
