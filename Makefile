@@ -14,7 +14,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint campaign criteria healing clean
+.PHONY: help quickstart test lint campaign gpu criteria healing clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,11 @@ lint: $(VENV)/.test ## ruff and mypy only
 
 campaign: $(VENV)/.test ## the long randomised and full-size tests
 	$(BIN)/python -m pytest -m campaign
+
+gpu: $(VENV)/.test ## the tests that need an NVIDIA GPU, then steps on it beside PyTorch's
+	$(PIP) --editable '.[cuda]'
+	CHOPJAX_TESTS_ON=cuda,cpu $(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/gpu.py
 
 criteria: $(VENV)/.demo ## what every criterion loses on a real model: docs/criteria.md; about an hour, needs apt-get
 	$(BIN)/python tools/demo_model.py $(MODEL)

@@ -4,7 +4,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ["JAX_PLATFORMS"] = "cpu"
+# `make gpu` has the GPU first; nothing but its own tests is for that.
+os.environ["JAX_PLATFORMS"] = os.environ.get("CHOPJAX_TESTS_ON", "cpu")
 
 import jax
 

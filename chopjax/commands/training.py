@@ -66,8 +66,8 @@ def fresh(run: Run, phase: Phase, params: Any) -> TrainState:
     Args:
         run: the run.
         phase: what is trained.
-        params: the model's parameters on the mesh, float32; projections are made here, and a teacher that learns is
-            loaded.
+        params: the model's parameters on the mesh, float32, which are given up; projections are made here, and a
+            teacher that learns is loaded.
     """
     student, teacher = trained_in(run, phase)
     params = with_projections(run, params, phase.matching)
@@ -78,7 +78,8 @@ def fresh(run: Run, phase: Phase, params: Any) -> TrainState:
         own = None if teacher is None else (teacher_params, teacher.optimizer)
         return init_state(params, student.optimizer, own)
 
-    return jax.jit(start, out_shardings=shardings)(params, teacher_params)
+    # Donated: beside copies of them an allocator would later find no room in one piece for the step.
+    return jax.jit(start, out_shardings=shardings, donate_argnums=(0, 1))(params, teacher_params)
 
 
 def with_projections(run: Run, params: Any, matching: Matching | None) -> Any:

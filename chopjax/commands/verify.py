@@ -76,7 +76,9 @@ def _logits(run: Run, config: ModelConfig, params: dict) -> np.ndarray:
     def forwarded(params: dict, tokens: jax.Array) -> jax.Array:
         return logits(config, params, forward(config, params, tokens).hidden)
 
-    return np.asarray(jax.jit(forwarded, out_shardings=replicated(run.mesh))(params, tokens))
+    # Accelerators would make float32 products of TF32 or bfloat16 parts, and so say something else than stock readers.
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(jax.jit(forwarded, out_shardings=replicated(run.mesh))(params, tokens))
 
 
 def _report(folder: str, say: Callable[[str], None]) -> None:

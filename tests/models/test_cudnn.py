@@ -1,4 +1,4 @@
-"""cuDNN's attention: its mask against the reference by the same call without cuDNN; and that it lowers for GPUs."""
+"""cuDNN's attention: its mask against the reference by the same call without cuDNN; that it lowers; and on a GPU."""
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,48 @@ def test_lowers_for_gpus_forward_and_backward(window: int | None, monkeypatch: p
     assert "tensor<2x38x6x24xbf16>" in text and "tensor<2x1x38x38xbf16>" in text
     assert text.count("CAUSAL") == 2
     assert "sliding_window_length\\22: 0" in text and "sliding_window_length\\22: 9" not in text
+
+
+def error(found: jax.Array, wanted: jax.Array) -> float:
+    """Of a result in few bits: its distance from the reference over the length of the latter."""
+    difference = np.asarray(found, np.float64) - np.asarray(wanted, np.float64)
+    return float(np.linalg.norm(difference) / np.linalg.norm(np.asarray(wanted, np.float64)))
+
+
+# Odd lengths, groups and heads; a window within a segment and one over many blocks.
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("length", "kv_heads", "q_per_kv", "head_dim", "window", "dtype"),
+    [
+        (37, 3, 3, 6, None, jnp.float16),
+        (300, 4, 1, 128, 37, jnp.bfloat16),
+        (777, 2, 3, 80, 100, jnp.float16),
+        (1024, 8, 4, 64, None, jnp.bfloat16),
+        (1537, 1, 7, 96, 1000, jnp.bfloat16),
+    ],
+)
+@pytest.mark.parametrize("in_order", [True, False])
+def test_on_a_gpu(
+    length: int, kv_heads: int, q_per_kv: int, head_dim: int, window: int | None, dtype: jnp.dtype, in_order: bool
+) -> None:
+    """As near to float32 as the reference in the same few bits, in the outcome and in all gradients."""
+    arrays, places = example(length, kv_heads, q_per_kv, head_dim)
+
+    def results(function, dtype):
+        q, k, v, cotangent = (array.astype(dtype) for array in arrays)
+
+        @jax.jit
+        def both(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
+            out, back = jax.vjp(function, q, k, v)
+            return out, *back(cotangent)
+
+        return both(q, k, v)
+
+    exact = results(lambda *qkv: attention(*qkv, places, places, window), jnp.float32)
+    rounded = results(lambda *qkv: attention(*qkv, places, places, window), dtype)
+    found = results(lambda *qkv: cudnn_attention(*qkv, places, places, window, in_order), dtype)
+    for name, one, reference, wanted in zip(("out", "q", "k", "v"), found, rounded, exact, strict=True):
+        assert error(one, wanted) < 1.5 * error(reference, wanted) + 1e-4, name
 
 
 def test_what_is_supported() -> None:

@@ -2,6 +2,8 @@
 
 import functools
 import re
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from chopjax.models.config import ModelConfig
 from chopjax.models.constrain import unpinned
 from chopjax.models.parameters import declare
 from chopjax.sharding.mesh import Constrain, make_mesh, param_shardings, replicated
-from chopjax.sharding.rules import MeshConfig
+from chopjax.sharding.rules import Kernel, MeshConfig
 from chopjax.train.optimizers import OptimizerConfig, build
 from chopjax.train.schedules import ScheduleConfig, make_schedule
 from chopjax.train.state import TrainState, init_state, state_shardings, trained
@@ -71,16 +73,23 @@ def optimizer(**options) -> optax.GradientTransformation:
     return build(OptimizerConfig(**({"schedule": SCHEDULE} | options)), declare(STUDENT))
 
 
-def run(shape: tuple[int, int, int], steps: int, rows: int = 16) -> tuple[np.ndarray, TrainState]:
+def run(
+    shape: tuple[int, int, int],
+    steps: int,
+    devices: Sequence[jax.Device] | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    kernel: Kernel = "auto",
+    rows: int = 16,
+) -> tuple[np.ndarray, TrainState]:
     config = MeshConfig(*shape, fallbacks=FALLBACKS)
-    mesh = make_mesh(config, jax.devices()[: int(np.prod(shape))])
-    rule = optimizer()
-    step = make_step(models(Constrain(mesh, FALLBACKS)), LOSS, FLOAT32, rule, make_schedule(SCHEDULE))
+    mesh = make_mesh(config, (devices or jax.devices())[: int(np.prod(shape))])
+    rule, how = optimizer(), StepConfig(compute_dtype=dtype)
+    step = make_step(models(Constrain(mesh, FALLBACKS, kernel)), LOSS, how, rule, make_schedule(SCHEDULE))
     shardings = state_shardings(trained(STUDENT, rule), mesh, FALLBACKS)
     teacher_shardings = param_shardings(TEACHER, mesh, FALLBACKS)
     # The step donates its state, and so must not be given the cached arrays themselves.
     state = jax.device_put(jax.tree.map(jnp.copy, init_state(params(STUDENT), rule)), shardings)
-    teacher = jax.device_put(params(TEACHER), teacher_shardings)
+    teacher = jax.device_put(jax.tree.map(lambda x: x.astype(dtype), params(TEACHER)), teacher_shardings)
     compiled = compile_step(step, shardings, teacher_shardings, mesh)
     losses = []
     for i in range(steps):
@@ -103,6 +112,14 @@ def test_same_losses_on_every_mesh(shape: tuple[int, int, int]) -> None:
     assert up.addressable_shards[0].data.shape == (2, 72 // shape[1], 50 // shape[2])
     mean = optax.tree.get(state.opt_state, "mu")["layers"]["mlp"]["up"]["kernel"]
     assert mean.sharding == up.sharding and int(state.step) == 20
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "kernel", "error"), [("float32", "reference", 1e-4), ("bfloat16", "cudnn", 2e-2)])
+def test_same_losses_on_a_gpu(dtype: Literal["float32", "bfloat16"], kernel: Kernel, error: float) -> None:
+    found = run((1, 1, 1), 20, jax.devices("cuda"), dtype, kernel)[0]
+    wanted = run((1, 1, 1), 20, jax.devices("cpu"))[0]
+    np.testing.assert_allclose(found[:, :3], wanted[:, :3], rtol=error)
 
 
 DESCENT = optax.sgd(0.1)
