@@ -34,6 +34,7 @@ from chopjax.hf.vocabulary import trims
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import declare
 from chopjax.sharding import rules
+from chopjax.sharding.attention import platform_of, refuse_unsupported
 from chopjax.sharding.mesh import Constrain, join_processes, make_mesh, param_shardings
 from chopjax.sharding.rows import Share, share_of
 from chopjax.train import preemption
@@ -247,11 +248,13 @@ class Run:
         return jnp.dtype(self.settings.train.compute_dtype)
 
     def check_mesh(self, config: ModelConfig) -> None:
-        """Refuses a model that the mesh cannot hold, before any array is made.
+        """Refuses a model that the mesh cannot hold or its attention cannot take, before any array is made.
 
         Raises:
-            UserError: names the leaf, the axis and the mend.
+            UserError: names the leaf, the axis and the mend; or `mesh.attention`.
         """
+        kernel, platform = self.settings.mesh.attention, platform_of(self.mesh)
+        refuse_unsupported(kernel, platform, self.compute_dtype, config.head_dim)
         leaves = {path: leaf.axes for path, leaf in declare(config).items()}
         rules.check(leaves, config.sizes, self.mesh.shape, self.fallbacks)
 

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from chopjax.errors import UserError
 from chopjax.models import cudnn
 from chopjax.models.attention import Places, attention
 from chopjax.models.constrain import KEYS, QUERIES
@@ -50,7 +51,7 @@ def attention_on_mesh(
             k, v, *places = (jax.lax.all_gather(x, over, axis=1, tiled=True) for x in (k, v, *queries))
             keys, shard = Places(*places), jax.lax.axis_index(over)
         if kernel == "splash":
-            interpret = _platform(pin.mesh) != "tpu"
+            interpret = platform_of(pin.mesh) != "tpu"
             return splash_attention(q, k, v, keys.segments, window, interpret, shard=shard, shards=shards)
         if kernel == "cudnn":
             return cudnn.cudnn_attention(q, k, v, queries, keys, window, in_order=not over)
@@ -68,13 +69,12 @@ def chosen(kernel: Kernel, mesh: object, q: Float[Array, "batch length kv_heads 
     """What computes the attention of tokens in order: `kernel`, or in place of `auto` what suits the devices.
 
     Raises:
-        UserError: cuDNN was asked for but takes no such heads or dtype.
+        UserError: as `refuse_unsupported`.
     """
-    if kernel == "cudnn":
-        cudnn.refuse_unsupported(q.dtype, q.shape[-1])
+    platform = platform_of(mesh)
+    refuse_unsupported(kernel, platform, q.dtype, q.shape[-1])
     if kernel != "auto":
         return kernel
-    platform = _platform(mesh)
     if platform == "tpu":
         return "splash"
     device = mesh.devices.flat[0] if isinstance(mesh, Mesh) else None
@@ -83,8 +83,30 @@ def chosen(kernel: Kernel, mesh: object, q: Float[Array, "batch length kv_heads 
     return "reference"
 
 
-def _platform(mesh: object) -> str:
-    """Of the mesh's devices; nothing where it has none."""
+def refuse_unsupported(kernel: Kernel, platform: str, dtype: jax.typing.DTypeLike, head_dim: int) -> None:
+    """Refuses a kernel that the devices do not have, for use before any work too.
+
+    Args:
+        kernel: `mesh.attention`.
+        platform: of the devices, as `platform_of` says it.
+        dtype: of activations.
+        head_dim: size of a head.
+
+    Raises:
+        UserError: cuDNN was asked for where there is no GPU, or takes no such heads or dtype.
+    """
+    if kernel != "cudnn":
+        return
+    if platform not in ("gpu", ""):
+        raise UserError(
+            f"mesh.attention is 'cudnn', which is for NVIDIA GPUs, and the devices are {platform.upper()}s; "
+            "choose 'auto'"
+        )
+    cudnn.refuse_unsupported(dtype, head_dim)
+
+
+def platform_of(mesh: object) -> str:
+    """`cpu`, `gpu` or `tpu`: what the mesh's devices are; nothing where it has none."""
     if not isinstance(mesh, Mesh):
         return ""
     platform = mesh.devices.flat[0].platform

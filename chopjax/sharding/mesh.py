@@ -17,7 +17,7 @@ from chopjax.errors import UserError
 from chopjax.models.attention import Places
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import declare
-from chopjax.sharding import torus
+from chopjax.sharding import rules, torus
 from chopjax.sharding.attention import attention_on_mesh
 from chopjax.sharding.rows import local_rows, share_of
 from chopjax.sharding.rules import MESH_AXES, RULES, Kernel, MeshConfig, assign
@@ -106,17 +106,19 @@ def _coords(devices: Sequence[jax.Device]) -> list[tuple[int, ...]] | None:
 
 
 def _check_slices(config: MeshConfig, devices: Sequence[jax.Device]) -> bool:
-    """Refuses a mesh of other slices than there are; whether hosts stand in for slices, as devices know of none."""
-    wanted = math.prod(config.slices.values())
+    """Refuses a mesh of other slices than there are; whether hosts stand in for slices, as devices know of none.
+
+    Hosts of one TPU slice never do: its links, and not a network, join them.
+    """
+    wanted, tpus = math.prod(config.slices.values()), devices[0].platform == "tpu"
     slices = {getattr(device, "slice_index", 0) for device in devices}
-    if wanted == 1 and len(slices) > 1 and devices[0].platform == "tpu":
+    if wanted == 1 and len(slices) > 1 and tpus:
         fitting = f"mesh.dcn_data={len(slices)} with a mesh.data that it divides, or mesh.dcn_fsdp={len(slices)}"
         raise UserError(f"the devices are of {len(slices)} slices; give {fitting}")
-    by_host = len(slices) == 1
+    by_host = len(slices) == 1 and not tpus
     found = len({device.process_index for device in devices}) if by_host else len(slices)
     if wanted not in (1, found):
-        kind = "hosts" if by_host else "slices"
-        raise UserError(f"mesh.dcn_data x mesh.dcn_fsdp is {wanted}, but there are {found} {kind}; make them equal")
+        raise UserError(rules.other_slices(config, found, "host" if by_host else "slice"))
     return by_host
 
 

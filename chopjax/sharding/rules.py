@@ -177,6 +177,19 @@ def check(
         assign(axes, [sizes[name] for name in axes], mesh_shape, fallbacks, path)
 
 
+def other_slices(mesh: MeshConfig, found: int, kind: str) -> str:
+    """What is wrong with a mesh that goes over another number of slices than there are, and the mend.
+
+    Args:
+        mesh: the mesh.
+        found: how many there are.
+        kind: what they are called, one of them.
+    """
+    wanted = math.prod(mesh.slices.values())
+    there = f"there is 1 {kind}; leave both at 1" if found == 1 else f"there are {found} {kind}s; make them equal"
+    return f"mesh.dcn_data x mesh.dcn_fsdp is {wanted}, but {there}"
+
+
 def _used(given: Mapping[str | None, Entry]) -> set[str]:
     return {axis for entry in given.values() for axis in entry}
 

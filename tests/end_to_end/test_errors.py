@@ -153,6 +153,10 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "foreign export": (foreign_export, "/mine is there, but was not made by export of this run; move it away"),
     "tokens beyond the vocabulary": (more_tokens, "has ids up to 319, but the model has only 307 rows"),
     "mesh": (giving("mesh.tensor=2"), "do not make up the 1 devices"),
+    "attention of GPUs": (
+        giving("mesh.attention=cudnn", "train.compute_dtype=bfloat16"),
+        "mesh.attention is 'cudnn', which is for NVIDIA GPUs, and the devices are CPUs",
+    ),
 }
 # Found out only where text or weights are read, after the config was written.
 LATE = {"NaN", "no text"}

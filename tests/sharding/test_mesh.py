@@ -58,8 +58,14 @@ def test_slices_are_counted() -> None:
         make_mesh(MeshConfig(), chips)
     with pytest.raises(UserError, match="dcn_data x mesh.dcn_fsdp is 4, but there are 2 slices"):
         make_mesh(MeshConfig(data=4, dcn_data=4), chips)
-    with pytest.raises(UserError, match="dcn_data x mesh.dcn_fsdp is 2, but there are 1 hosts"):
+    with pytest.raises(UserError, match="dcn_data x mesh.dcn_fsdp is 2, but there is 1 host; leave both at 1"):
         make_mesh(MeshConfig(data=2, dcn_data=2))
+
+
+def test_hosts_of_one_tpu_slice_are_no_slices() -> None:
+    chips = [Chip(id, process_index=id // 4, platform="tpu") for id in range(16)]
+    with pytest.raises(UserError, match="mesh.dcn_data x mesh.dcn_fsdp is 4, but there is 1 slice; leave both at 1"):
+        make_mesh(MeshConfig(data=4, dcn_data=4), chips)
 
 
 @needs_libtpu

@@ -10,6 +10,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from chopjax.errors import UserError
 from chopjax.models.attention import Places, attention
+from chopjax.sharding import attention as on_mesh
 from chopjax.sharding.attention import chosen
 from chopjax.sharding.mesh import Constrain, make_mesh
 from chopjax.sharding.rules import MeshConfig
@@ -83,9 +84,11 @@ def test_which_kernel() -> None:
     assert [chosen("auto", gpu, q) for q in (half, whole, wide)] == ["cudnn", "reference", "reference"]
     assert chosen("auto", make_mesh(MeshConfig(fsdp=1), [Gpu(compute_capability="7.0")]), half) == "reference"
     assert chosen("auto", cpu, half) == chosen("auto", cpu.abstract_mesh, half) == "reference"
-    assert chosen("reference", gpu, half) == "reference" and chosen("cudnn", cpu, wide) == "cudnn"
+    assert chosen("reference", gpu, half) == "reference" and chosen("cudnn", gpu, wide) == "cudnn"
     with pytest.raises(UserError, match="mesh.attention is 'cudnn', which takes bfloat16"):
         chosen("cudnn", gpu, whole)
+    with pytest.raises(UserError, match="mesh.attention is 'cudnn', which is for NVIDIA GPUs, and .* are CPUs"):
+        chosen("cudnn", cpu, half)
 
 
 KINDS = ((64, jnp.bfloat16), (64, jnp.float32), (160, jnp.bfloat16))
@@ -93,6 +96,7 @@ KINDS = ((64, jnp.bfloat16), (64, jnp.float32), (160, jnp.bfloat16))
 
 def test_cudnn_on_each_devices_own_rows_and_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(on_mesh, "platform_of", lambda mesh: "gpu")
     (q, k, v, _), places = grouped(2, 3)
     q, k, v = (array[:, :8].astype(jnp.bfloat16) for array in (q, k, v))
     pin = Constrain(make_mesh(MeshConfig(fsdp=2, context=2, tensor=2)), kernel="cudnn")
