@@ -23,7 +23,7 @@ On a cluster that xpk made (xpk cluster create). Actions are done in the order g
   --max-restarts N          after failures and lost machines; default 50
   --grace SECONDS           from the warning to the end, in which a checkpoint is written; default 300
   --priority PRIORITY       very-low, low, medium (default), high, very-high
-  --dry-run                 print the commands and do nothing
+  --dry-run                 print the commands and do nothing; stands before --
 
 Recipes are in the image, as configs/. The workdir is to be gs://BUCKET/RUN; the cluster's service account needs to
 write there.
@@ -34,7 +34,7 @@ TEXT
 }
 
 ACTIONS=() WORKLOAD='' CLUSTER='' IMAGE='' TYPE='' SLICES=1 RESTARTS=50 GRACE=300
-PLACE=() CREATE=() TRAIN=()
+PRIORITY='' PLACE=() TRAIN=()
 while [[ $# -gt 0 ]]; do
     case $1 in
     build | create | list | delete) ACTIONS+=("$1") && shift && continue ;;
@@ -54,7 +54,7 @@ while [[ $# -gt 0 ]]; do
     --project | --zone) PLACE+=("$1=$GIVEN") ;;
     --max-restarts) RESTARTS=$GIVEN ;;
     --grace) GRACE=$GIVEN ;;
-    --priority) CREATE+=("$1=$GIVEN") ;;
+    --priority) PRIORITY=$GIVEN ;;
     esac
     shift 2
 done
@@ -67,34 +67,33 @@ need() {
     done
 }
 
+if asked build; then need IMAGE && needs docker https://docs.docker.com/engine/install; fi
+if asked create; then need WORKLOAD CLUSTER IMAGE TYPE; fi
+if asked list delete; then need WORKLOAD CLUSTER; fi
+if asked create list delete; then needs xpk https://github.com/AI-Hypercomputer/xpk; fi
+check_number --num-slices "$SLICES" 1
+check_number --max-restarts "$RESTARTS" 0
+check_number --grace "$GRACE" 0
+[[ $PRIORITY =~ ^((very-)?(low|high)|medium)?$ ]] || fail "--priority $PRIORITY: see --help for what there is"
+check_train create
+
 build() {
-    need IMAGE
-    local root
-    root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-    run docker build --file "$root/tools/Dockerfile" --tag "$IMAGE" "$root"
+    run docker build --file "$(root)/tools/Dockerfile" --tag "$IMAGE" "$(root)"
     run docker push "$IMAGE"
 }
 
 create() {
-    need WORKLOAD CLUSTER IMAGE TYPE
-    [[ ${#TRAIN[@]} -gt 0 ]] || fail "create: give the flags of chopjax.train after --"
     # A machine that is taken back ends the process in order; 42 is among the statuses that xpk restarts.
     local command
     command="exec python -m chopjax.train $(quoted "${TRAIN[@]}") --config.mesh.distributed=True"
     run xpk workload create "--workload=$WORKLOAD" "--cluster=$CLUSTER" "--tpu-type=$TYPE" "--num-slices=$SLICES" \
         "--docker-image=$IMAGE" "--max-restarts=$RESTARTS" "--termination-grace-period-seconds=$GRACE" \
         --env=CHOPJAX_PREEMPTED_STATUS=42 \
-        "${CREATE[@]}" "${PLACE[@]}" "--command=$command"
+        ${PRIORITY:+"--priority=$PRIORITY"} "${PLACE[@]}" "--command=$command"
 }
 
-list() {
-    need WORKLOAD CLUSTER
-    run xpk workload list "--cluster=$CLUSTER" "--filter-by-job=$WORKLOAD" "${PLACE[@]}"
-}
+list() { run xpk workload list "--cluster=$CLUSTER" "--filter-by-job=$WORKLOAD" "${PLACE[@]}"; }
 
-delete() {
-    need WORKLOAD CLUSTER
-    run xpk workload delete "--workload=$WORKLOAD" "--cluster=$CLUSTER" "${PLACE[@]}"
-}
+delete() { run xpk workload delete "--workload=$WORKLOAD" "--cluster=$CLUSTER" "${PLACE[@]}"; }
 
 for action in "${ACTIONS[@]}"; do "$action"; done

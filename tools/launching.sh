@@ -30,17 +30,58 @@ run() {
     [[ -n $DRY_RUN ]] || "$@"
 }
 
-# Ends here where gcloud is missing, which --dry-run does not need.
-needs_gcloud() {
-    [[ -n $DRY_RUN ]] || type -P gcloud >/dev/null ||
-        fail "gcloud is not installed, or not on PATH; see https://cloud.google.com/sdk/docs/install"
-}
+# needs PROGRAM PAGE: ends here where a program is missing, which --dry-run does not need.
+needs() { [[ -n $DRY_RUN ]] || type -P "$1" >/dev/null || fail "$1 is not installed, or not on PATH; see $2"; }
 
-# A flag's value: `value --zone "$@"` where $@ is the rest of the command line.
+needs_gcloud() { needs gcloud https://cloud.google.com/sdk/docs/install; }
+
+# A flag's value: `value "$@"` where $@ is the rest of the command line, from the flag on.
 value() {
-    [[ $# -ge 2 && -n $2 ]] || fail "$1 wants a value; see --help"
+    [[ $# -ge 2 && -n $2 && $2 != --* ]] || fail "$1 wants a value; see --help"
     printf '%s' "$2"
 }
+
+# asked ACTION ...: whether one of them is among ACTIONS.
+asked() {
+    local action
+    for action in "$@"; do
+        [[ " ${ACTIONS[*]} " != *" $action "* ]] || return 0
+    done
+    return 1
+}
+
+# check_number FLAG VALUE LEAST. Bash would read a number that begins with 0 as octal.
+check_number() {
+    [[ $2 =~ ^(0|[1-9][0-9]{0,8})$ ]] && (($2 >= $3)) ||
+        fail "$1 $2: give a whole number of $3 or more, without leading zeros"
+}
+
+# check_sent PATH ...: what is to be sent has to be here.
+check_sent() {
+    local path
+    for path in "$@"; do [[ -e $path ]] || fail "--send $path: there is no such file or folder"; done
+}
+
+# check_train ACTION ...: what follows -- is for chopjax.train alone, and one of these actions cannot do without.
+check_train() {
+    local word config=''
+    for word in "${TRAIN[@]}"; do
+        [[ ! $word =~ ^--?config(=|$) ]] || config=yes
+        [[ $word != --* || $word =~ ^--(no)?config([.=]|$) ]] ||
+            fail "$word after --: all there goes to chopjax.train, which has no such flag; put this script's before --"
+    done
+    ! asked "$@" || [[ -n $config ]] || fail "give the flags of chopjax.train after --, with --config FILE among them"
+}
+
+# What `install` packs is the commit that is checked out, so there has to be one.
+check_checkout() {
+    [[ -z $DRY_RUN ]] && asked "$@" || return 0
+    needs git https://git-scm.com
+    git -C "$(root)" rev-parse --quiet --verify HEAD >/dev/null 2>&1 ||
+        fail "$(root) is no git checkout with a commit, and the commit is what install sends; git clone chopjax"
+}
+
+root() { (cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd); }
 
 # The software of a TPU VM by its accelerator type, as Google's table of runtime versions has it.
 runtime_version() {
@@ -55,9 +96,7 @@ runtime_version() {
 
 # The checkout as git has it, in a file. What is not committed does not travel: a run is to be repeatable.
 pack_checkout() {
-    local root
-    root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-    run git -C "$root" archive --format=tar.gz --prefix=chopjax/ --output="$1" HEAD
+    run git -C "$(root)" archive --format=tar.gz --prefix=chopjax/ --output="$1" HEAD
 }
 
 # Run on a VM: unpacks the checkout and installs it in a Python of its own, since the VM's may be too old.

@@ -18,7 +18,7 @@ A pod slice of several hosts, asked for as a queued resource. Actions are done i
             finished; then delete. The run goes on from its newest whole checkpoint. A run that breaks off three times
             in a row, each within an hour, while its slice is there is given up. Where gcloud does not answer, for want
             of a network or of quota, it is asked again, after pauses of up to ten minutes and for as long as it takes;
-            where Google refuses the credentials or the request itself, keep ends
+            where Google refuses the credentials or the request itself, or gcloud the command, keep ends
   all       create wait install run delete; after a failure nothing is deleted
 
   --name NAME               of the queued resource and of its node
@@ -32,7 +32,7 @@ A pod slice of several hosts, asked for as a queued resource. Actions are done i
   --send PATH               a file or folder here that git does not have; may be repeated; lands in chopjax/ there
   --retries N               of keep: attempts in all; default 100
   --poll SECONDS            of wait: between two looks at the request; default 30
-  --dry-run                 print the commands and do nothing
+  --dry-run                 print the commands and do nothing; stands before --
 
 The workdir has to outlive the slice and be seen by all hosts: --config.workdir=gs://BUCKET/RUN, or a mounted disk.
 
@@ -41,7 +41,7 @@ example: tools/tpu_pod.sh keep --name chop --zone us-west4-a --accelerator-type 
 TEXT
 }
 
-ACTIONS=() NAME='' STATE='' ZONE='' PROJECT='' TYPE='' SLICES=1 VERSION='' RETRIES=100 POLL=30
+ACTIONS=() NAME='' STATE='' ZONE='' PROJECT='' TYPE='' SLICES=1 VERSION='' RETRIES=100 POLL=30 SPOT='' RESERVED=''
 CREATE=() SEND=() TRAIN=()
 while [[ $# -gt 0 ]]; do
     case $1 in
@@ -49,7 +49,8 @@ while [[ $# -gt 0 ]]; do
     all) ACTIONS+=(create wait install run delete) && shift && continue ;;
     --help | -h) usage && exit ;;
     --dry-run) DRY_RUN=yes && shift && continue ;;
-    --spot | --reserved) CREATE+=("$1") && shift && continue ;;
+    --spot) SPOT=$1 && shift && continue ;;
+    --reserved) RESERVED=$1 && shift && continue ;;
     --) shift && TRAIN=("$@") && break ;;
     --name | --zone | --project | --accelerator-type | --version | --network | --subnetwork | --service-account) ;;
     --slices | --send | --retries | --poll) ;;
@@ -72,7 +73,19 @@ while [[ $# -gt 0 ]]; do
 done
 [[ ${#ACTIONS[@]} -gt 0 ]] || fail "no action; see --help"
 [[ -n $NAME && -n $ZONE ]] || fail "--name and --zone are needed; see --help"
-[[ "$SLICES$RETRIES$POLL" =~ ^[0-9]+$ ]] || fail "--slices, --retries and --poll are numbers"
+[[ -z $SPOT || -z $RESERVED ]] || fail "--spot and --reserved exclude each other; give one of them"
+CREATE+=($SPOT $RESERVED)
+check_number --slices "$SLICES" 1
+check_number --retries "$RETRIES" 1
+check_number --poll "$POLL" 0
+if asked create keep; then
+    [[ -n $TYPE ]] || fail "--accelerator-type is needed; see --help"
+    [[ -n $VERSION ]] || VERSION=$(runtime_version "$TYPE")
+fi
+check_sent "${SEND[@]}"
+check_train run keep
+check_checkout install keep
+needs_gcloud
 PLACE=("--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"})
 queued() { run gcloud compute tpus queued-resources "$@" "${PLACE[@]}"; }
 
@@ -86,24 +99,32 @@ gcloud() {
 }
 
 # What gcloud says where asking again is no use. That it could not *refresh* credentials may be the network's fault.
+NO_PROJECT='attribute \[project\]|core/project|project property|Project number'
+BAD_COMMAND='Error parsing|not properly specified|Invalid value for|Invalid choice|must be specified|unrecognized'
 UNKNOWN_ACCOUNT='invalid_grant|invalid_client|UNAUTHENTICATED|invalid authentication credentials'
 UNKNOWN_ACCOUNT+='|do not currently have an active account|default credentials were not found|[Rr]eauthentication'
 NO_PERMISSION='PERMISSION_DENIED|does not have permission|SERVICE_DISABLED'
+# What it says in trouble that passes, of the network, of quota or of Google's servers.
+PASSING='gcloud crashed|problem refreshing|Max retries|[Tt]imed? ?out|[Cc]onnection|[Nn]etwork|HTTPError 5|capacity'
+PASSING+='|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|INTERNAL|ABORTED|CANCELLED|UNKNOWN'
 LONGEST_PAUSE=600 ANSWER_SECONDS=${ANSWER_SECONDS:-300}
 
 # Asks gcloud until it answers. The answer is then in ANSWER; the status is 1 if there is no such request, which for
-# create means that there is one already. UNANSWERED counts all that was asked in vain.
-ANSWER='' UNANSWERED=0
+# create means that there is one already. UNANSWERED counts all that was asked in vain; ANSWERED has what ever was
+# answered.
+ANSWER='' UNANSWERED=0 ANSWERED=''
 ask() {
     local said reason status pause=$POLL LIMIT=$ANSWER_SECONDS
     while true; do
         said=$(mktemp) status=0
         ANSWER=$(queued "$@" 2>"$said") || status=$?
         cat "$said" >&2
-        reason=$(grep -v '^+ ' "$said" | grep -m 1 ERROR || grep -v '^+ ' "$said" | tail -n 1 || true)
+        reason=$(sed -n '/^+ /d; /ERROR/,$p' "$said" | tr -s '\n' ' ') # what it lacks stands in the third line
+        [[ -n $reason ]] || reason=$(sed '/^+ /d' "$said" | tail -n 1)
         rm -f "$said"
-        if ((status == 0)) && [[ -n $ANSWER || $1 != describe || -n $DRY_RUN ]]; then return 0; fi
-        judge "$1" "$status" "${reason:0:300}" || return 1
+        reason=${reason%% The attribute can be set*} reason=${reason:0:300} reason=${reason% }
+        if ((status == 0)) && [[ -n $ANSWER || $1 != describe || -n $DRY_RUN ]]; then ANSWERED+=" $1" && return 0; fi
+        judge "$1" "$status" "$reason" || { ANSWERED+=" $1" && return 1; }
         UNANSWERED=$((UNANSWERED + 1))
         echo "gcloud gave no answer to $1 (${reason:-status $status}); asked again in $pause s" >&2
         sleep "$pause"
@@ -118,14 +139,19 @@ judge() {
     [[ $1 == create || ! $3 =~ NOT_FOUND ]] || return 1
     [[ ! $3 =~ $UNKNOWN_ACCOUNT ]] || fail "$1: Google refuses the credentials ($3); run gcloud auth login$left"
     [[ ! $3 =~ $NO_PERMISSION ]] || fail "$1: this account lacks a permission ($3)$left"
-    [[ $1 != create || ! $3 =~ INVALID_ARGUMENT|NOT_FOUND ]] || fail "$1: Google refuses the request ($3)"
-    (($2 != 2)) || fail "$1: gcloud does not understand the command ($3)$left" # its status for wrong arguments
+    [[ ! $3 =~ $NO_PROJECT ]] ||
+        fail "$1: gcloud has no project to work in ($3); give --project ID, or run gcloud config set project ID"
+    [[ $1 == delete || ! $3 =~ INVALID_ARGUMENT|NOT_FOUND ]] ||
+        fail "$1: Google refuses the request ($3); see to the flags"
+    # 2 is gcloud's status for wrong arguments.
+    (($2 != 2)) && [[ ! $3 =~ $BAD_COMMAND ]] || fail "$1: gcloud does not understand the command ($3)$left"
+    # What is not known here may pass too, but hardly where gcloud never answered such a question before.
+    [[ $1 == delete || " $ANSWERED " == *" $1 "* || ! $3 =~ ^ERROR:\ \(gcloud || $3 =~ $PASSING ]] ||
+        fail "$1: gcloud cannot do it ($3)$left"
 }
 
 # create [ask]: once, or until there is an answer
 create() {
-    [[ -n $TYPE ]] || fail "create: --accelerator-type is needed; see --help"
-    [[ -n $VERSION ]] || VERSION=$(runtime_version "$TYPE")
     local nodes=("--node-id=$NAME")
     ((SLICES == 1)) || nodes=("--node-count=$SLICES" "--node-prefix=$NAME")
     "${1:-queued}" create "$NAME" "${nodes[@]}" "--accelerator-type=$TYPE" "--runtime-version=$VERSION" "${CREATE[@]}"
@@ -210,10 +236,6 @@ keep() {
     fail "keep: not finished after $RETRIES attempts"
 }
 
-case " ${ACTIONS[*]} " in
-*' run '* | *' keep '*) [[ ${#TRAIN[@]} -gt 0 ]] || fail "give the flags of chopjax.train after --" ;;
-esac
-needs_gcloud
 for action in "${ACTIONS[@]}"; do
     case $action in
     wait) wait_for_slice ;;

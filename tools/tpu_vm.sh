@@ -28,7 +28,7 @@ One TPU VM (a host with up to 8 chips). Actions are done in the order given:
   --send PATH               a file or folder here (a config, a model, text); may be repeated; lands in chopjax/ there
   --fetch PATH              a path there, from chopjax/; may be repeated; comes to --into
   --into FOLDER             default: fetched
-  --dry-run                 print the commands and do nothing
+  --dry-run                 print the commands and do nothing; stands before --
 
 example: tools/tpu_vm.sh all --name chop --zone us-west4-a --fetch runs/mine/export \
              -- --config configs/base.py --config.source=HuggingFaceTB/SmolLM2-360M --config.workdir=runs/mine
@@ -66,13 +66,18 @@ while [[ $# -gt 0 ]]; do
 done
 [[ ${#ACTIONS[@]} -gt 0 ]] || fail "no action; see --help"
 [[ -n $NAME && -n $ZONE ]] || fail "--name and --zone are needed; see --help"
+[[ -n $VERSION ]] || ! asked create || VERSION=$(runtime_version "$TYPE")
+[[ ! -e $INTO || -d $INTO ]] || fail "--into $INTO: that is no folder"
+check_sent "${SEND[@]}"
+check_train run
+check_checkout install
+needs_gcloud
 PLACE=("--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"})
 
 tpu_vm() { run gcloud compute tpus tpu-vm "$@" "${PLACE[@]}"; }
 on_vm() { tpu_vm ssh "$NAME" --command="$1"; }
 
 create() {
-    [[ -n $VERSION ]] || VERSION=$(runtime_version "$TYPE")
     tpu_vm create "$NAME" "--accelerator-type=$TYPE" "--version=$VERSION" "${CREATE[@]}"
 }
 
@@ -92,10 +97,7 @@ copy() {
     done
 }
 
-train() {
-    [[ ${#TRAIN[@]} -gt 0 ]] || fail "run: give the flags of chopjax.train after --"
-    on_vm "$(train_command "${TRAIN[@]}")"
-}
+train() { on_vm "$(train_command "${TRAIN[@]}")"; }
 
 fetch() {
     local path
@@ -105,7 +107,6 @@ fetch() {
     done
 }
 
-needs_gcloud
 for action in "${ACTIONS[@]}"; do
     case $action in
     run) train ;;

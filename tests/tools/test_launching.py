@@ -11,8 +11,9 @@ import pytest
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 SCRIPTS = ("tpu_vm.sh", "tpu_pod.sh", "gke_xpk.sh")
 PLACE = ["--name", "chop", "--zone", "us-west4-a"]
-TRAIN = ["--", "--config", "configs/base.py:some text", "--config.workdir=gs://bucket/run"]
-SAID = "chopjax.train --config 'configs/base.py:some text' --config.workdir=gs://bucket/run"
+TRAIN = ["--", "--config", "configs/mine.py:some text", "--config.workdir=gs://bucket/run"]
+WORKLOAD = ["--workload", "chop", "--cluster", "pods", "--image", "host/chopjax:1", "--tpu-type", "v6e-64"]
+SAID = "chopjax.train --config 'configs/mine.py:some text' --config.workdir=gs://bucket/run"
 
 
 def called(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -24,6 +25,14 @@ def called(script: str, *arguments: str, **environment: str) -> subprocess.Compl
         env=os.environ | environment,
         check=False,
     )
+
+
+def stand_ins(folder: Path) -> str:
+    """A PATH on which whatever could make something only writes to `calls` that it was called."""
+    for name in ("gcloud", "docker", "xpk"):
+        (folder / name).write_text(f"#!/bin/bash\necho {name} $* >> {folder}/calls\n")
+        (folder / name).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
 
 
 def commands(script: str, *arguments: str) -> list[str]:
@@ -56,15 +65,92 @@ def test_mistakes_are_said_in_one_line(script: str, wrong: list[str]) -> None:
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith(f"{script}: ")
 
 
+WRONG = {
+    "tpu_vm.sh": {
+        ("all",): "give the flags of chopjax.train after --, with --config FILE among them",
+        ("all", "--", "--config.train.steps=9"): "give the flags of chopjax.train after --, with --config FILE",
+        ("create", "--accelerator-type", "tpu9-8"): "give --version",
+        ("all", "--send", "/nonexistent", *TRAIN): "--send /nonexistent: there is no such file or folder",
+        ("all", "--into", __file__, *TRAIN): "that is no folder",
+    },
+    "tpu_pod.sh": {
+        ("all", "--accelerator-type", "v6e-64"): "give the flags of chopjax.train after --",
+        ("keep", *TRAIN): "--accelerator-type is needed",
+        ("keep", "--accelerator-type", "tpu9-8", *TRAIN): "give --version",
+        ("keep", "--accelerator-type", "v6e-64", "--send", "/nonexistent", *TRAIN): "--send /nonexistent: there is no",
+        ("keep", "--accelerator-type", "v6e-64", "--spot", "--reserved", *TRAIN): "give one of them",
+        ("wait", "--poll", "09"): "--poll 09: give a whole number of 0 or more, without leading zeros",
+        ("wait", "--poll", "1.5"): "--poll 1.5: give a whole number",
+        ("wait", "--retries", "08"): "--retries 08: give a whole number of 1 or more",
+        ("wait", "--retries", "0"): "--retries 0: give a whole number of 1 or more",
+        ("wait", "--slices", "08"): "--slices 08: give a whole number of 1 or more",
+        ("wait", "--slices", "0"): "--slices 0: give a whole number of 1 or more",
+        ("wait", "--retries", "9" * 30): "give a whole number",
+        ("wait", "--project", "--spot"): "--project wants a value",
+    },
+    "gke_xpk.sh": {
+        ("build", "create", *WORKLOAD): "give the flags of chopjax.train after --",
+        ("build", "create", *WORKLOAD[2:], *TRAIN): "--workload is needed",
+        ("build", "delete", *WORKLOAD[4:]): "--workload is needed",
+        ("build", *WORKLOAD, "--num-slices", "abc"): "--num-slices abc: give a whole number of 1 or more",
+        ("build", *WORKLOAD, "--max-restarts", "-3"): "--max-restarts -3: give a whole number of 0 or more",
+        ("build", *WORKLOAD, "--grace", "5m"): "--grace 5m: give a whole number of 0 or more",
+        ("build", *WORKLOAD, "--priority", "urgent"): "--priority urgent: see --help",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("script", "wrong", "said"), [(script, *one) for script, all_ in WRONG.items() for one in all_.items()]
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["real", "dry"])
+def test_arguments_are_judged_before_anything_is_done(
+    script: str, wrong: tuple[str, ...], said: str, dry: list[str], tmp_path: Path
+) -> None:
+    place = [] if script == "gke_xpk.sh" else PLACE
+    done = called(script, *dry, *place, *wrong, PATH=stand_ins(tmp_path))
+    assert (done.returncode, done.stdout, (tmp_path / "calls").exists()) == (2, "", False)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{script}: ") and said in line
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("flag", ["--dry-run", "--spot", "--send=my.py"])
+def test_a_flag_of_the_script_among_those_of_the_run_is_refused(script: str, flag: str, tmp_path: Path) -> None:
+    arguments = {
+        "tpu_vm.sh": ["all", *PLACE],
+        "tpu_pod.sh": ["keep", *PLACE, "--accelerator-type", "v6e-64"],
+        "gke_xpk.sh": ["build", "create", *WORKLOAD],
+    }
+    done = called(script, *arguments[script], *TRAIN, flag, PATH=stand_ins(tmp_path))
+    assert (done.returncode, (tmp_path / "calls").exists()) == (2, False)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{script}: {flag} after --: ") and line.endswith("put this script's before --")
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "tpu_pod.sh"])
+def test_what_cannot_be_packed_is_refused_before_anything_is_made(script: str, tmp_path: Path) -> None:
+    (tmp_path / "tools").mkdir()
+    for name in (script, "launching.sh"):
+        shutil.copy(TOOLS / name, tmp_path / "tools")
+    path = stand_ins(tmp_path)
+    words = ["bash", str(tmp_path / "tools" / script), "all", *PLACE, "--accelerator-type", "v6e-8", *TRAIN]
+    environment = os.environ | {"PATH": path, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert (done.returncode, (tmp_path / "calls").exists()) == (2, False)
+    (line,) = done.stderr.splitlines()
+    assert "is no git checkout with a commit" in line
+
+
 def test_one_vm_from_beginning_to_end() -> None:
-    flags = ["--spot", "--project", "mine", "--send", "my.py", "--fetch", "runs/mine/export"]
+    flags = ["--spot", "--project", "mine", "--send", __file__, "--fetch", "runs/mine/export"]
     create, pack, send, install, copy, run, make, fetch, delete = commands("tpu_vm.sh", "all", *PLACE, *flags, *TRAIN)
     place = "--zone=us-west4-a --project=mine"
     vm = "gcloud compute tpus tpu-vm"
     assert create == f"{vm} create chop --accelerator-type=v5litepod-8 --version=v2-alpha-tpuv5-lite --spot {place}"
     assert pack == "git -C ROOT archive --format=tar.gz --prefix=chopjax/ PACKED HEAD"
     assert send == f"{vm} scp PACKED chop:chopjax.tar.gz {place}"
-    assert copy == f"{vm} scp --recurse my.py chop:chopjax/ {place}"
+    assert copy == f"{vm} scp --recurse ROOT/tests/tools/test_launching.py chop:chopjax/ {place}"
     assert install.startswith(f"{vm} ssh chop '--command=set -e;") and ".[tpu,gcs,datasets]" in install
     assert run.startswith(f"{vm} ssh chop '--command=cd chopjax;") and run.endswith(f" {place}")
     assert SAID in run.replace(r"'\''", "'")
@@ -114,7 +200,8 @@ def test_several_slices() -> None:
 GCLOUD = """#!/usr/bin/env bash
 echo "$4" >> calls
 asked=$(grep -c "$4" calls)
-fail() { echo "ERROR: (gcloud.compute.tpus.queued-resources) $1" >&2; exit "${2:-1}"; }
+error() { echo "ERROR: $1" >&2; exit "${2:-1}"; }
+fail() { error "(gcloud.compute.tpus.queued-resources) $@"; }
 tokens="There was a problem refreshing your current auth tokens:"
 network="$tokens HTTPSConnectionPool(host='oauth2.googleapis.com', port=443): Max retries exceeded"
 case "$MODE $4 $asked" in
@@ -127,6 +214,17 @@ case "$MODE $4 $asked" in
 "quota create "[1-6]) fail "RESOURCE_EXHAUSTED: Quota limit has been exceeded" ;;
 "expired describe 2") fail "$tokens ('invalid_grant: Token has been expired or revoked.')" ;;
 "nobody "*) fail "You do not currently have an active account selected." ;;
+"project "*) fail "Error parsing [queued_resource].
+The [queued_resource] resource is not properly specified.
+Failed to find attribute [project]. The attribute can be set in the following ways:
+- set the property core/project" ;;
+"called "*) error "(gcloud) The project property must be set to a valid project ID, not the project name [My own]" ;;
+"number "*) fail "The value of --project flag was set to Project number." ;;
+"malformed "*) fail "INVALID_ARGUMENT: Request contains an invalid argument." ;;
+"nodes create "*) fail "Invalid value for [--node-count]: Node count must be greater than 1" ;;
+"unknown "*) fail "Something that no one has heard of" ;;
+"crashes describe 1") error "gcloud crashed (ConnectionError): HTTPSConnectionPool(host='tpu.googleapis.com')" ;;
+"odd describe 2") fail "Something that no one has heard of" ;;
 "denied "*) fail "PERMISSION_DENIED: Permission 'tpu.queuedResources.get' denied" ;;
 "wrong create "*) fail "INVALID_ARGUMENT: Invalid accelerator type" ;;
 "usage "*) fail "argument --zone: Bad value" 2 ;;
@@ -177,7 +275,8 @@ def test_a_run_that_breaks_off_is_given_up_with_its_slice(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("mode", "unanswered", "runs"), [("hiccups", 21, 1), ("quota", 6, 1), ("hangs", 1, 1), ("outage", 4, 5)]
+    ("mode", "unanswered", "runs"),
+    [("hiccups", 21, 1), ("quota", 6, 1), ("hangs", 1, 1), ("outage", 4, 5), ("crashes", 1, 1), ("odd", 1, 1)],
 )
 def test_who_keeps_a_slice_asks_until_there_is_an_answer(mode: str, unanswered: int, runs: int, tmp_path: Path) -> None:
     done, calls = kept(tmp_path, mode)
@@ -201,6 +300,12 @@ def test_who_keeps_a_slice_asks_until_there_is_an_answer(mode: str, unanswered: 
         ),
         ("denied", "describe: this account lacks a permission (ERROR: "),
         ("wrong", "create: Google refuses the request (ERROR: "),
+        ("malformed", "describe: Google refuses the request (ERROR: "),
+        ("project", "describe: gcloud has no project to work in (ERROR: "),
+        ("called", "describe: gcloud has no project to work in (ERROR: "),
+        ("number", "describe: gcloud has no project to work in (ERROR: "),
+        ("nodes", "create: gcloud does not understand the command (ERROR: "),
+        ("unknown", "describe: gcloud cannot do it (ERROR: "),
         ("usage", "describe: gcloud does not understand the command (ERROR: "),
     ],
 )
@@ -209,6 +314,7 @@ def test_who_keeps_a_slice_ends_where_asking_again_is_no_use(mode: str, said: st
     assert done.returncode == 2 and "delete" not in calls and len(calls) <= 3
     (last,) = [line for line in done.stderr.splitlines() if line.startswith("tpu_pod.sh: ")]
     assert last == done.stderr.splitlines()[-1] and last.startswith(f"tpu_pod.sh: {said}")
+    assert "no project" not in said or "give --project ID" in last
 
 
 @pytest.mark.parametrize("script", ["tpu_vm.sh", "tpu_pod.sh"])
@@ -234,9 +340,8 @@ def test_the_pauses_grow(tmp_path: Path) -> None:
 
 
 def test_a_workload_on_gke() -> None:
-    flags = ["--workload", "chop", "--cluster", "pods", "--image", "host/chopjax:1", "--tpu-type", "v6e-64"]
     build, push, create, list_, delete = commands(
-        "gke_xpk.sh", "build", "create", "list", "delete", *flags, "--zone", "us-west4-a", *TRAIN
+        "gke_xpk.sh", "build", "create", "list", "delete", *WORKLOAD, "--zone", "us-west4-a", *TRAIN
     )
     assert build == "docker build --file ROOT/tools/Dockerfile --tag host/chopjax:1 ROOT"
     assert push == "docker push host/chopjax:1"
