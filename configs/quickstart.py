@@ -7,10 +7,13 @@ bears no loss of its first or last layers, and little at all before it is healed
 from ml_collections import config_dict
 
 from chopjax.commands.defaults import default_config
+from chopjax.errors import UserError
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
-    """The quickstart."""
+    """The quickstart; its text is its own, so there is no `arg`."""
+    if arg:
+        raise UserError(f"this recipe takes no argument; name text as --config.data.sources=\"({{'path': '{arg}'}},)\"")
     config = default_config()
     config.source = "runs/models/smollm2-135m-instruct"
     config.workdir = "runs/quickstart"

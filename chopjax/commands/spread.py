@@ -9,18 +9,18 @@ from chopjax.sharding.rules import RULES
 
 
 def check_batches(chosen: Settings, mesh_shape: Mapping[str, int]) -> None:
-    """Refuses batches that the mesh does not divide.
+    """Refuses batches and a length that the mesh does not divide, all at once.
 
     Args:
         chosen: settings of a run.
         mesh_shape: mesh axis → size.
 
     Raises:
-        UserError: names the field.
+        UserError: names every field that is to be changed.
     """
-    parts = math.prod(mesh_shape[axis] for axis in RULES["length"])
+    wrong, parts = [], math.prod(mesh_shape[axis] for axis in RULES["length"])
     if chosen.data.length % parts:
-        raise UserError(
+        wrong.append(
             f"data.length is {chosen.data.length}, which mesh.context={parts} does not divide; change one of them"
         )
     shards, accumulate = math.prod(mesh_shape[axis] for axis in RULES["batch"]), chosen.train.accumulate
@@ -29,9 +29,10 @@ def check_batches(chosen: Settings, mesh_shape: Mapping[str, int]) -> None:
         "score.batch": chosen.score.batch,
         "evaluate.batch": chosen.evaluate.batch,
     }
-    for field, batch in fields.items():
-        if batch % shards:
-            raise UserError(
-                f"{field} is {batch}, which the {shards} parts of mesh.data x mesh.fsdp do not divide; "
-                f"make it a multiple of {shards}"
-            )
+    if odd := [f"{field} is {batch}" for field, batch in fields.items() if batch % shards]:
+        wrong.append(
+            f"{' and '.join(odd)}, which the {shards} parts of mesh.data x mesh.fsdp do not divide; "
+            f"make {'each' if len(odd) > 1 else 'it'} a multiple of {shards}"
+        )
+    if wrong:
+        raise UserError("; ".join(wrong))

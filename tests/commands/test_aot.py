@@ -116,7 +116,7 @@ def test_gpus_without_their_compiler(source: pathlib.Path, tmp_path: pathlib.Pat
     [
         (["--topology=v9-4"], "topology is 'v9-4'; give a kind of TPU"),
         ([], "the following arguments are required: --topology"),
-        (["--topology=v5e-64"], "train.batch is 8, which the 64 parts of mesh.data x mesh.fsdp do not divide"),
+        (["--topology=v5e-64"], "train.batch is 8 and score.batch is 4 and evaluate.batch is 4, which the 64 parts of"),
         (["--topology=v5e-4", "--config.search.params=1M"], "search: sizes are not chosen yet"),
         (["--topology=v5e-4", "--config.source=nowhere"], "nowhere: no such folder"),
         (["--topology=v5e-4", "--config.mesh.tensor=3"], "do not make up the 4 devices"),

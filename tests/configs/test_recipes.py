@@ -13,9 +13,10 @@ from chopjax.chop.apply import chop_config
 from chopjax.chop.build import build_plan
 from chopjax.chop.config import PlanConfig
 from chopjax.chop.plan import Plan
-from chopjax.commands import rounds, settings
+from chopjax.commands import cli, rounds, settings
 from chopjax.commands.evidence import zeros
 from chopjax.commands.settings import Settings
+from chopjax.errors import UserError
 from chopjax.hf.checkpoint import open_config
 from chopjax.hf.families import Family, target_family
 from chopjax.models.config import ModelConfig
@@ -112,6 +113,14 @@ def test_a_path_takes_the_place_of_the_hub(name: str, tmp_path: Path) -> None:
     from_hub = resolved(name).data
     assert all(source.hub for source in from_hub.sources)
     assert from_hub.heldout_fraction > 0 or any(source.heldout for source in from_hub.sources)
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in CONFIGS.glob("*.py")} - set(SHIPPED)))
+def test_a_recipe_that_has_no_use_for_a_path_refuses_it(name: str) -> None:
+    with pytest.raises(
+        UserError, match=r"configs/\w+\.py line \d+: this recipe takes no argument; name text as --config"
+    ):
+        cli.parse(["train", "--config", f"{CONFIGS}/{name}.py:my.txt"])
 
 
 @shipped
