@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,12 @@ def command_lines() -> list[list[str]]:
                 elif match := re.search(r"^tools/\w+\.sh .* -- (.*)", text):
                     found.append(["train", *shlex.split(match[1])])
     return found
+
+
+def launches() -> list[str]:
+    """The commands of the shell blocks that start a launch script."""
+    lines = [line.strip() for block in blocks("README.md", "sh") for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.startswith("tools/")]
 
 
 def test_the_python_of_the_readme_runs(
@@ -112,6 +120,24 @@ def test_the_recipe_of_the_documentation_resolves() -> None:
     assert isinstance(config, config_dict.ConfigDict)
     chosen = settings.from_mapping(config)
     assert (chosen.plan.remove_layers, chosen.data.sources[0].path) == (8, "some/text")
+    assert settings.from_mapping(names["get_config"]()).data.sources[0].hub
+
+
+@pytest.mark.parametrize("command", launches())
+def test_the_launch_scripts_take_what_is_shown(command: str) -> None:
+    """Shown with `--dry-run`, so that it costs nothing to try what is printed."""
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--dry-run" in command and "+ gcloud compute tpus" in done.stderr and "--dry-run" not in done.stderr
+
+
+def test_what_is_installed_for_a_pod_is_what_its_steps_need() -> None:
+    steps = PAGES["README.md"].split("## Llama-3.1-8B to 4.5B on a TPU pod")[1].split("\n## ")[0]
+    installed = steps.index("pip install --constraint constraints.txt -e '.[tpu,gcs,datasets]'")
+    assert installed < steps.index("hf download") < steps.index("chopjax.prepare_data")
+    assert "-c constraints.txt -e '.[tpu,gcs,datasets]'" in (ROOT / "tools/launching.sh").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {"tpu", "gcs", "datasets"} <= set(extras)
 
 
 def test_the_plan_of_the_documentation_is_one() -> None:
