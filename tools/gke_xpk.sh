@@ -76,6 +76,11 @@ check_number --max-restarts "$RESTARTS" 0
 check_number --grace "$GRACE" 0
 [[ $PRIORITY =~ ^((very-)?(low|high)|medium)?$ ]] || fail "--priority $PRIORITY: see --help for what there is"
 check_train create
+if asked build && asked create; then
+    RECIPE=$(recipe)
+    [[ $RECIPE == /* || $RECIPE == configs/* && -f $(root)/$RECIPE ]] ||
+        fail "--config $RECIPE: not in configs/ of this checkout, from where the image has its recipes"
+fi
 
 build() {
     run docker build --file "$(root)/tools/Dockerfile" --tag "$IMAGE" "$(root)"

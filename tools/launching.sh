@@ -62,6 +62,30 @@ check_sent() {
     for path in "$@"; do [[ -e $path ]] || fail "--send $path: there is no such file or folder"; done
 }
 
+# The recipe among the flags of chopjax.train, without its argument.
+recipe() {
+    local word found=''
+    for word in "${TRAIN[@]}"; do
+        case $found$word in
+        --config | -config) found=here: && continue ;;
+        --config=* | -config=* | here:*) word=${word#*config=} && word=${word#./} && echo "${word%%:*}" && return ;;
+        esac
+    done
+}
+
+# The recipe has to be on the hosts: in the commit that `install` sends or in what --send does, or on a disk of theirs.
+check_recipe() {
+    local recipe path
+    recipe=$(recipe)
+    [[ $recipe != /* ]] && type -P git >/dev/null || return 0
+    ! git -C "$(root)" cat-file -e "HEAD:$recipe" 2>/dev/null || return 0
+    for path in "${SEND[@]}"; do
+        path=${path%/}
+        [[ $recipe/ != "${path##*/}"/* || ! -f $(dirname "$path")/$recipe ]] || return 0
+    done
+    fail "--config $recipe: not in the commit that install sends, nor in what --send does; commit it, or give --send"
+}
+
 # check_train ACTION ...: what follows -- is for chopjax.train alone, and one of these actions cannot do without.
 check_train() {
     local word config=''

@@ -85,6 +85,7 @@ fi
 check_sent "${SEND[@]}"
 check_train run keep
 check_checkout install keep
+if asked keep || { asked install && asked run; }; then check_recipe; fi
 needs_gcloud
 PLACE=("--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"})
 queued() { run gcloud compute tpus queued-resources "$@" "${PLACE[@]}"; }

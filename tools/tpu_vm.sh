@@ -71,6 +71,7 @@ done
 check_sent "${SEND[@]}"
 check_train run
 check_checkout install
+if asked install && asked run; then check_recipe; fi
 needs_gcloud
 PLACE=("--zone=$ZONE" ${PROJECT:+"--project=$PROJECT"})
 

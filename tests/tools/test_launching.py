@@ -11,9 +11,9 @@ import pytest
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 SCRIPTS = ("tpu_vm.sh", "tpu_pod.sh", "gke_xpk.sh")
 PLACE = ["--name", "chop", "--zone", "us-west4-a"]
-TRAIN = ["--", "--config", "configs/mine.py:some text", "--config.workdir=gs://bucket/run"]
+TRAIN = ["--", "--config", "configs/qwen3_8b_to_6b.py:some text", "--config.workdir=gs://bucket/run"]
 WORKLOAD = ["--workload", "chop", "--cluster", "pods", "--image", "host/chopjax:1", "--tpu-type", "v6e-64"]
-SAID = "chopjax.train --config 'configs/mine.py:some text' --config.workdir=gs://bucket/run"
+SAID = "chopjax.train --config 'configs/qwen3_8b_to_6b.py:some text' --config.workdir=gs://bucket/run"
 
 
 def called(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -114,15 +114,39 @@ def test_arguments_are_judged_before_anything_is_done(
     assert line.startswith(f"{script}: ") and said in line
 
 
+RUN = {
+    "tpu_vm.sh": ["all", *PLACE],
+    "tpu_pod.sh": ["keep", *PLACE, "--accelerator-type", "v6e-64"],
+    "gke_xpk.sh": ["build", "create", *WORKLOAD],
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("flag", ["--config=configs/typo.py:x", "--config=typo.py"])
+def test_a_recipe_that_would_not_be_there_is_refused(script: str, flag: str, tmp_path: Path) -> None:
+    done = called(script, *RUN[script], "--", flag, PATH=stand_ins(tmp_path))
+    assert (done.returncode, (tmp_path / "calls").exists()) == (2, False)
+    (line,) = done.stderr.splitlines()
+    assert re.match(rf"{script}: --config (configs/)?typo\.py: not in (the commit|configs/)", line)
+    # One on a disk of the hosts is not ours to judge.
+    assert called(script, "--dry-run", *RUN[script], "--", "--config", "/mnt/typo.py").returncode == 0
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "tpu_pod.sh"])
+def test_a_recipe_may_be_sent(script: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "new.py").touch()
+    for sent, config in (("mine/new.py", "new.py:a:b"), ("mine", "./mine/new.py"), ("mine/", "mine/new.py")):
+        words = ["--dry-run", *RUN[script], "--send", f"{tmp_path}/{sent}", "--", "--config", config]
+        assert called(script, *words).returncode == 0
+    done = called(script, *RUN[script], "--send", f"{tmp_path}/mine", "--", "--config", "mine/old.py")
+    assert done.returncode == 2 and "--config mine/old.py: not in the commit" in done.stderr
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("flag", ["--dry-run", "--spot", "--send=my.py"])
 def test_a_flag_of_the_script_among_those_of_the_run_is_refused(script: str, flag: str, tmp_path: Path) -> None:
-    arguments = {
-        "tpu_vm.sh": ["all", *PLACE],
-        "tpu_pod.sh": ["keep", *PLACE, "--accelerator-type", "v6e-64"],
-        "gke_xpk.sh": ["build", "create", *WORKLOAD],
-    }
-    done = called(script, *arguments[script], *TRAIN, flag, PATH=stand_ins(tmp_path))
+    done = called(script, *RUN[script], *TRAIN, flag, PATH=stand_ins(tmp_path))
     assert (done.returncode, (tmp_path / "calls").exists()) == (2, False)
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"{script}: {flag} after --: ") and line.endswith("put this script's before --")
