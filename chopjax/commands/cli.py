@@ -1,8 +1,11 @@
 """The command line of every `python -m chopjax.X`: parse, force the config, say bad input in one line, exit with 2.
 
 absl alone gives tracebacks and status 1, and loads the config only at its first use. Nothing here imports jax; the
-command's own module is imported only after its config has been read and checked.
+command's own module is imported only after its config has been read and checked. What takes longer to import than to
+say is imported after SIGTERM is caught.
 """
+
+from __future__ import annotations
 
 import argparse
 import errno
@@ -13,15 +16,15 @@ import runpy
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from absl import flags
-from ml_collections import config_dict, config_flags
-
-from chopjax import checks, platforms
-from chopjax.commands import defaults, settings
 from chopjax.errors import Diverged, Preempted, UserError
 from chopjax.train import preemption
+
+if TYPE_CHECKING:
+    from ml_collections import config_dict
+
+    from chopjax.commands import settings
 
 Main = Callable[..., None]
 """Takes the settings and, where a command has flags of its own, what was given of them."""
@@ -58,27 +61,50 @@ def run(
         own: flags of the command beside the config; what they hold is its second argument.
     """
     try:
-        options, argv = _own_flags(own, sys.argv)
-        chosen = parse(argv, positional, required)
-        platforms.skip_absent_tpus()
-        main = _main_of(command) if isinstance(command, str) else command
         with preemption.caught():
+            with preemption.held():  # out of an import an exception may come as another
+                from chopjax import platforms
+
+                options, argv = _own_flags(own, sys.argv)
+                chosen = parse(argv, positional, required)
+                platforms.skip_absent_tpus()
+                main = _main_of(command) if isinstance(command, str) else command
             main(chosen, *options)
-    except Preempted as stop:
-        if said := "told to end (SIGTERM); the same command goes on" if stop.said is None else stop.said:
-            print(said, flush=True)
-        # Kubernetes takes a process that ended with 0 for done; tools/gke_xpk.sh asks for a status that is restarted.
-        sys.exit(int(os.environ.get("CHOPJAX_PREEMPTED_STATUS", "0")))
-    except Diverged as error:
-        _end(f"error: {_one_line(error)}", EXIT_DIVERGED)
-    except UserError as error:
-        _end(f"error: {_one_line(error)}", EXIT_BAD_INPUT)
-    except (OSError, RuntimeError, ValueError) as error:
-        if not (reason := _refusal(error)):
+    except (Exception, KeyboardInterrupt, Preempted) as error:
+        if stop := _told(error):
+            if said := "told to end (SIGTERM); the same command goes on" if stop.said is None else stop.said:
+                print(said, flush=True)
+            # Kubernetes takes a process that ended with 0 for done; tools/gke_xpk.sh asks for one that is restarted.
+            sys.exit(int(os.environ.get("CHOPJAX_PREEMPTED_STATUS", "0")))
+        if not (ending := _ending(error)):
             raise
-        _end(f"error: {reason}; see to the path, its permissions and the space left", EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
-        _end("interrupted; the same command goes on where it was", EXIT_INTERRUPTED)
+        print(ending[0], file=sys.stderr)
+        sys.exit(ending[1])
+
+
+def _told(error: BaseException | None) -> Preempted | None:
+    """That the process was told to end, also where a library made something else of it on the way."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, Preempted):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _ending(error: BaseException) -> tuple[str, int] | None:
+    """The line and the exit status that an exception ends with; None for a bug."""
+    match error:
+        case Diverged():
+            return f"error: {_one_line(error)}", EXIT_DIVERGED
+        case UserError():
+            return f"error: {_one_line(error)}", EXIT_BAD_INPUT
+        case KeyboardInterrupt():
+            return "interrupted; the same command goes on where it was", EXIT_INTERRUPTED
+        case OSError() | RuntimeError() | ValueError() if reason := _refusal(error):
+            return f"error: {reason}; see to the path, its permissions and the space left", EXIT_BAD_INPUT
+    return None
 
 
 def _own_flags(
@@ -107,11 +133,6 @@ def _refusal(error: Exception) -> str:
     return f"{place}{error.strerror}" if error.errno in _REFUSED else ""
 
 
-def _end(line: str, status: int) -> NoReturn:
-    print(line, file=sys.stderr)
-    sys.exit(status)
-
-
 def parse(argv: Sequence[str], positional: str = "", required: Sequence[str] = ()) -> settings.Settings:
     """Reads `--config FILE[:arg]`, dotted overrides and at most one positional argument.
 
@@ -133,6 +154,8 @@ def parse(argv: Sequence[str], positional: str = "", required: Sequence[str] = (
         except BrokenPipeError:  # whoever reads it has enough, as `head` has; the end of the process would say it again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    from chopjax.commands import settings
+
     config, arguments = _load(list(argv), positional)
     if len(arguments) > bool(positional):
         wanted = f"one {positional} is enough" if positional else "overrides are written --config.field=value"
@@ -147,6 +170,11 @@ def parse(argv: Sequence[str], positional: str = "", required: Sequence[str] = (
 
 def _load(argv: list[str], positional: str) -> tuple[config_dict.ConfigDict, list[str]]:
     """The overridden ConfigDict and the arguments that are no flags."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    from chopjax.commands import defaults
+
     place, rest = _split(argv)
     if place is None and (not positional or all(argument.startswith("-") for argument in rest[1:])):
         other = f" or {positional}" if positional else ""
@@ -175,6 +203,8 @@ def _split(argv: list[str]) -> tuple[tuple[str, ...] | None, list[str]]:
 
 def _read(path: str, *argument: str) -> config_dict.ConfigDict:
     """Runs the config file's `get_config`; its mistakes are said with their line, its bugs keep their traceback."""
+    from ml_collections import config_dict
+
     if not os.path.isfile(path):
         raise UserError(f"config file {path or '(empty)'} does not exist; --config wants a Python file")
     try:
@@ -191,6 +221,9 @@ def _read(path: str, *argument: str) -> config_dict.ConfigDict:
 
 
 def _refuse_unknown_overrides(argv: Sequence[str]) -> None:
+    from chopjax import checks
+    from chopjax.commands import settings
+
     known = list(settings.Settings().dotted())
     top = {name.split(".")[0] for name in known}
     for argument in argv[1:]:
@@ -214,6 +247,8 @@ def _main_of(command: str) -> Main:
 
 
 def _help(program: str, positional: str) -> str:
+    from chopjax.commands import settings
+
     folder, name = os.path.split(program)
     name = os.path.basename(folder) if name == "__main__.py" else name.removesuffix(".py")
     usage = f"usage: python -m chopjax.{name} --config FILE[:ARGUMENT] [--config.FIELD=VALUE ...]"

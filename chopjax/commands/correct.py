@@ -1,5 +1,6 @@
 """Teacher correction before the student's training: the teacher learns from the text that it is to teach on."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -24,17 +25,18 @@ def make(run: Run) -> None:
         UserError: the workdir holds a run that began otherwise.
     """
     if run.settings.correction.mode == "before":
-        run.stage(STAGE, _identity(run), functools.partial(_work, run))
+        last = f"{CHECKPOINTS}/{run.settings.correction.steps}"
+        stage = dataclasses.replace(STAGE, outputs=(*STAGE.outputs, last))
+        run.stage(stage, _identity(run), functools.partial(_work, run))
 
 
 def corrected_teacher(run: Run) -> dict[str, Any]:
     """The teacher's parameters after its steps, in the compute dtype."""
     phase = _phase(run)
     with training.checkpoints(run, phase, _identity(run)) as checkpoints:
-        restored = checkpoints.restore(training.abstract(run, phase))
-    assert restored is not None, "the correct stage ended without a checkpoint"
+        state = training.at_end(run, phase, checkpoints)
     cast = jax.jit(lambda params: jax.tree.map(lambda p: p.astype(run.compute_dtype), params))
-    return cast(restored.state.params)
+    return cast(state.params)
 
 
 def _work(run: Run) -> None:

@@ -8,7 +8,7 @@ from chopjax.chop.apply import chop_config
 from chopjax.chop.build import build_plan
 from chopjax.chop.plan import Plan, check_source
 from chopjax.commands import evidence, heal, rounds, training
-from chopjax.commands.run import PLAN
+from chopjax.commands.run import PLAN, read_plan
 from chopjax.commands.settings import Settings
 from chopjax.data.tokenize import load_tokenizer
 from chopjax.distill.config import LossConfig
@@ -144,10 +144,7 @@ def _plan(chosen: Settings, source: ModelConfig) -> Plan:
     """The plan of the workdir or of the settings; else one of the same sizes."""
     file = paths.make(chosen.plan.file) if chosen.plan.file else paths.make(chosen.workdir) / PLAN
     if chosen.plan.file or (chosen.workdir and file.exists()):
-        try:
-            plan = Plan.from_json(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"plan.file: {file} cannot be read ({error.strerror}); name a plan.json") from error
+        plan = read_plan(file, "plan.file" if chosen.plan.file else "workdir")
         check_source(plan, source.sizes)
         print(f"sizes are those of {file}", flush=True)
         return plan

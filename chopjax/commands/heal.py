@@ -2,10 +2,13 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 from chopjax.chop.apply import chop_config, chop_params
 from chopjax.chop.build import axes_to_score
@@ -23,9 +26,10 @@ from chopjax.distill import cache_config, on_policy_config
 from chopjax.distill.config import LossConfig
 from chopjax.distill.matching import Matching, match
 from chopjax.distill.objective import of_model
-from chopjax.errors import UserError
+from chopjax.errors import Diverged, UserError
 from chopjax.hf.checkpoint import Checkpoint
 from chopjax.models.config import ModelConfig
+from chopjax.sharding.mesh import replicated
 from chopjax.train.config import OptimizerConfig
 from chopjax.train.state import TrainState, state_shardings
 
@@ -40,7 +44,9 @@ def make(run: Run) -> None:
         UserError: the workdir holds a run that began otherwise.
     """
     _check_settings(run)
-    run.stage(STAGE, identity(run), functools.partial(_work, run))
+    last = f"{CHECKPOINTS}/{_until(run)}"  # without which nothing that comes after has what it is of
+    stage = dataclasses.replace(STAGE, outputs=(*STAGE.outputs, last))
+    run.stage(stage, identity(run), functools.partial(_work, run))
 
 
 def check(run: Run) -> None:
@@ -56,15 +62,31 @@ def check(run: Run) -> None:
 
 
 def trained_params(run: Run) -> tuple[int, dict[str, Any]]:
-    """Steps done, and the student's float32 parameters of the newest checkpoint; masked if DimCHOP masks them."""
+    """Steps done, and the student's float32 parameters that training ended with; masked if DimCHOP masks them.
+
+    Raises:
+        UserError: their checkpoint is not there, or cannot be read.
+        Diverged: no model of any use has such parameters.
+    """
     phase = _healing(run)
     with training.checkpoints(run, phase, identity(run)) as checkpoints:
-        restored = checkpoints.restore(training.abstract(run, phase))
-    assert restored is not None, "the train stage ended without a checkpoint"
-    params = restored.state.params
+        state = training.at_end(run, phase, checkpoints)
+    _refuse_overflown(run, state)
+    params = state.params
     if phase.dimchop is not None:
-        params, _ = phase.dimchop.apply(params, restored.state.opt_state)
-    return restored.step, of_model(params)
+        params, _ = phase.dimchop.apply(params, state.opt_state)
+    return phase.until, of_model(params)
+
+
+def _refuse_overflown(run: Run, state: TrainState) -> None:
+    """Refuses parameters of which float32 has no norm, which is what `param_norm` is null for in the metrics."""
+    norm = jax.jit(optax.global_norm, out_shardings=replicated(run.mesh))(of_model(state.params))
+    if not math.isfinite(np.asarray(norm)):
+        raise Diverged(
+            "train: its last parameters are not finite, or too large for float32; see the losses in metrics.jsonl and "
+            "lower train.learning_rate or train.clip in a new workdir; a train.skip_limit above 0 would have said so "
+            "sooner"
+        )
 
 
 def dense_phase(run: Run) -> Phase:
@@ -106,12 +128,11 @@ def _healing(run: Run) -> Phase:
     begin = functools.partial(_fresh, run, run.student)
     if chosen.steps_before_chop:
         begin = functools.partial(_chopped, run)
-    total = chosen.steps_before_chop + chosen.steps
     return Phase(
         CHECKPOINTS,
         student,
         run.settings.loss,
-        total,
+        _until(run),
         begin,
         optimizer,
         dimchop,
@@ -119,6 +140,11 @@ def _healing(run: Run) -> Phase:
         compared,
         run.settings.on_policy,
     )
+
+
+def _until(run: Run) -> int:
+    """Steps of the whole run, with those before the chop."""
+    return run.settings.train.steps_before_chop + run.settings.train.steps
 
 
 def teacher_place(chosen: Settings) -> TeacherPlace:
@@ -174,8 +200,8 @@ def _overlaid(start: Any, moments: Any) -> Any:
 
 def _optimizer(run: Run) -> OptimizerConfig:
     """The optimizer, its schedule spread over all steps of the run, those before the chop too."""
-    chosen, steps = run.settings.optimizer, run.settings.train.steps_before_chop + run.settings.train.steps
-    return dataclasses.replace(chosen, schedule=dataclasses.replace(chosen.schedule, steps=steps))
+    chosen = run.settings.optimizer
+    return dataclasses.replace(chosen, schedule=dataclasses.replace(chosen.schedule, steps=_until(run)))
 
 
 def _known(run: Run) -> dict[str, Any]:

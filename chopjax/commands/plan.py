@@ -1,7 +1,6 @@
 """What is kept on every axis, and why: `WORKDIR/plan.json`."""
 
 import functools
-import pathlib
 from typing import Any
 
 from chopjax import files, paths
@@ -11,7 +10,7 @@ from chopjax.chop.config import PlanConfig
 from chopjax.chop.optimizer_state import refuse_edits
 from chopjax.chop.plan import Plan, check_source
 from chopjax.commands import choose, evidence, metric, refit, report, score, search, vocabulary
-from chopjax.commands.run import PLAN, Run, begin
+from chopjax.commands.run import PLAN, Run, begin, read_plan
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
 from chopjax.errors import UserError
@@ -90,7 +89,7 @@ def foreseen(run: Run) -> Plan:
     """A plan of the sizes that the run's will have, unless a search chooses them; what it keeps may be other units."""
     wanted = run.settings.plan
     if wanted.file:
-        return _read(paths.make(wanted.file))
+        return read_plan(wanted.file)
     rows, scores = run.settings.score.rows, evidence.placeholders(run, wanted)
     return build_plan(wanted, run.source.config.sizes, scores, refit_rows=rows)
 
@@ -122,7 +121,7 @@ def describe(plan: Plan) -> list[str]:
 
 def _work(run: Run, wanted: PlanConfig) -> None:
     file = run.settings.plan.file
-    plan = _read(paths.make(file)) if file else choose.plan_for(run, wanted)
+    plan = read_plan(file) if file else choose.plan_for(run, wanted)
     _check(run, plan)
     if run.writer:
         files.write_text(run.workdir / PLAN, plan.to_json() + "\n")
@@ -130,13 +129,6 @@ def _work(run: Run, wanted: PlanConfig) -> None:
 
 def _sizes(wanted: PlanConfig) -> dict[str, int]:
     return {name: getattr(wanted, name) for name in ("remove_layers", *WIDTHS)}
-
-
-def _read(file: pathlib.Path) -> Plan:
-    try:
-        return Plan.from_json(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"plan.file: {file} cannot be read ({error}); name a plan.json") from error
 
 
 def _check(run: Run, plan: Plan) -> str | None:

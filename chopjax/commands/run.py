@@ -142,8 +142,7 @@ class Run:
         """Whether words of the source's tokenizer go; known from the settings, before there is a plan."""
         chosen = self.settings.plan
         if chosen.file:
-            plan = Plan.from_json(paths.make(chosen.file).read_text(encoding="utf-8"))
-            return trims(plan.kept.get("vocab"), self.tokenizer.vocab)
+            return trims(read_plan(chosen.file).kept.get("vocab"), self.tokenizer.vocab)
         return 0 < chosen.vocab < self.tokenizer.vocab
 
     @functools.cached_property
@@ -286,6 +285,22 @@ class Run:
         if self.teacher is self.source:
             return self.source_print
         return files.fingerprint(self.teacher.place, nested=False)
+
+
+def read_plan(file: str | pathlib.Path, field: str = "plan.file") -> Plan:
+    """The plan in a file that a field of the config names.
+
+    Raises:
+        UserError: it cannot be read, or is no plan; names the field and the file.
+    """
+    try:
+        text = paths.make(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{field}: {file} cannot be read ({error}); name a plan.json") from error
+    try:
+        return Plan.from_json(text)
+    except UserError as error:  # which knows of no file
+        raise UserError(f"{field}: {file}: {str(error).removeprefix('plan.json: ')}") from error
 
 
 def begin(chosen: Settings, check: Callable[[Run], None] = lambda run: None) -> Run:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from chopjax import files, paths
-from chopjax.errors import UserError
+from chopjax.errors import Diverged, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Stages:
         Raises:
             UserError: see `pending`; or bad input that `work` found, in which case the workdir is as it was.
             OSError: a folder or a disk refused something; the workdir is as it was then too.
+            Diverged: training went wrong; so it is then, but for what a resumable stage leaves.
         """
         inputs = json.loads(json.dumps(dict(inputs)))
         reason = self.pending(stage, inputs)
@@ -101,8 +102,9 @@ class Stages:
             return f"made again, for {changed}"
         if not record["finished"]:
             return "goes on where it was cut off" if stage.resumable else "was cut off and starts again"
+        how = "goes on" if stage.resumable else "made again"
         gone = [output for output in stage.outputs if not self._at(output).exists()]
-        return f"made again, for {gone[0]} is gone" if gone else ""
+        return f"{how}, for {gone[0]} is gone" if gone else ""
 
     def refuse_changes(self, stage: Stage, known: Mapping[str, Any]) -> None:
         """Refuses other inputs than those that a stage began with; `known` need not hold all of them.
@@ -143,11 +145,12 @@ class Stages:
         self._barrier()
         try:
             yield
-        except (UserError, OSError):
+        except (UserError, OSError, Diverged) as error:
             if self._writer:
                 for path, kept in aside.items():
                     _move(kept, path)
-                self._restore(stage, before)
+                if not (stage.resumable and isinstance(error, Diverged)):  # its checkpoints stay, and so its record
+                    self._restore(stage, before)
             raise
         self._barrier()
         if self._writer:

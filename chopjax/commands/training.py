@@ -60,6 +60,22 @@ def train_phase(
             return train(step, state, params, batches, run.mesh, phase.until, watch.after, before)
 
 
+def at_end(run: Run, phase: Phase, checkpoints: Checkpoints) -> TrainState:
+    """The state that a phase ended with.
+
+    Raises:
+        UserError: it is not there, whatever else is, or cannot be read.
+    """
+    if phase.until not in checkpoints.steps:
+        raise UserError(
+            f"{checkpoints.folder} lacks the checkpoint of step {phase.until}, with which training ended; put it back, "
+            "or run python -m chopjax.train, which trains again from the newest that is there"
+        )
+    restored = checkpoints.restore(abstract(run, phase), phase.until)
+    assert restored is not None, "a step that is listed is restored"
+    return restored.state
+
+
 def fresh(run: Run, phase: Phase, params: Any) -> TrainState:
     """A phase's state before its first step.
 

@@ -20,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from chopjax import paths
 from chopjax.errors import UserError
+from chopjax.train import echoes, preemption
 
 METRIC = "heldout_loss"
 
@@ -75,25 +76,12 @@ class Checkpoints:
         best = policies.BestN(
             get_metric_fn=self._badness, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
         )
-        try:
-            self._orbax = ocp.training.Checkpointer(
-                self.folder,
-                context=_context(),
-                save_decision_policy=_Always(),
-                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-                cleanup_tmp_directories=True,
-            )
-        except ValueError as error:  # out of a file with metrics
-            raise UserError(
-                f"{self.folder} holds a checkpoint that cannot be read ({_reason(error)}); move it away"
-            ) from error
-        # Orbax would ask JAX by itself whether to stop, by numbers that upset those of `train.preemption`.
-        self._orbax._manager.reached_preemption = lambda step: False  # type: ignore[method-assign]
-        try:
-            self._refuse_another_identity()
-        except BaseException:
-            self._orbax.close()
-            raise
+        with contextlib.ExitStack() as opened:
+            with preemption.unbroken():
+                self._orbax = self._open(policies.AnyPreservationPolicy([policies.LatestN(keep), best]))
+                opened.callback(self._orbax.close)
+                self._refuse_another_identity()
+            opened.pop_all()
 
     @property
     def steps(self) -> list[int]:
@@ -113,6 +101,7 @@ class Checkpoints:
             return self.latest
         return min(measured, key=lambda checkpoint: self._badness(checkpoint.metrics)).step
 
+    @preemption.unbroken()
     def save(
         self, step: int, state: Any, position: Mapping[str, Any], metrics: Mapping[str, float] | None = None
     ) -> None:
@@ -133,6 +122,7 @@ class Checkpoints:
         measured = {name: float(value) for name, value in (metrics or {}).items()}
         self._orbax.save_checkpointables_async(step, parts, metrics=measured or None)
 
+    @preemption.unbroken()
     def restore(self, abstract_state: Any, step: int | None = None) -> Restored | None:
         """Reads a checkpoint into the given shardings, which need not be those it was saved from.
 
@@ -157,6 +147,7 @@ class Checkpoints:
             parts = self._orbax.load_checkpointables(chosen, {"state": abstract_state, "position": None})
         return Restored(chosen, parts["state"], parts["position"])
 
+    @preemption.unbroken()
     def resume(self, abstract_state: Any) -> Restored | None:
         """Reads the newest checkpoint that is whole in all that it holds, as all processes find it.
 
@@ -188,12 +179,14 @@ class Checkpoints:
             damaged.append((step, error.reason if error else "another process cannot read it"))
         if not damaged:
             return None
-        raise UserError(self._said(*damaged[0]))
+        raise UserError(self._none(damaged))
 
+    @preemption.unbroken()
     def wait(self) -> None:
         """Returns when everything that was saved is on disk."""
         self._orbax.wait()
 
+    @preemption.unbroken()
     def close(self) -> None:
         """Waits for the last save and ends the background threads."""
         self._orbax.close()
@@ -204,6 +197,24 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _open(self, preserved: Any) -> ocp.training.Checkpointer:
+        """Orbax's own of it."""
+        try:
+            orbax = ocp.training.Checkpointer(
+                self.folder,
+                context=_context(),
+                save_decision_policy=_Always(),
+                preservation_policy=preserved,
+                cleanup_tmp_directories=True,
+            )
+        except ValueError as error:  # out of a file with metrics
+            raise UserError(
+                f"{self.folder} holds a checkpoint that cannot be read ({_reason(error)}); move it away"
+            ) from error
+        # Orbax would ask JAX by itself whether to stop, by numbers that upset those of `train.preemption`.
+        orbax._manager.reached_preemption = lambda step: False  # type: ignore[method-assign]
+        return orbax
+
     def _badness(self, metrics: Mapping[str, float]) -> float:
         value = metrics.get(self._metric, math.inf)
         return value if math.isfinite(value) else math.inf
@@ -212,14 +223,22 @@ class Checkpoints:
     def _named(self, step: int) -> Iterator[None]:
         """Says which checkpoint cannot be read, and what remains without it."""
         try:
-            yield
+            with echoes.silenced():
+                yield
         except _DAMAGE as error:
             raise _Damaged(self._said(step, _reason(error)), _reason(error)) from error
 
     def _said(self, step: int, reason: str) -> str:
-        earlier = [other for other in self.steps if other < step]
-        then = f"to go on from step {earlier[-1]}" if earlier else "to begin anew"
+        earlier = any(other < step for other in self.steps)  # of which each may be damaged too
+        then = "and train again from the newest before it that can be read" if earlier else "to begin anew"
         return f"{self.folder}/{step} cannot be read ({reason}); if it is damaged, move it away {then}"
+
+    def _none(self, damaged: list[tuple[int, str]]) -> str:
+        """Says that there is nothing to go on from."""
+        if len(damaged) == 1:
+            return self._said(*damaged[0])
+        listed = ", ".join(f"{step} ({reason})" for step, reason in damaged)
+        return f"{self.folder}: no checkpoint can be read: {listed}; if all are damaged, move them away to begin anew"
 
     def _set_aside(self, step: int, reason: str, instead: int) -> None:
         """Moves a damaged checkpoint to where it is no checkpoint any more."""
@@ -239,16 +258,16 @@ class Checkpoints:
 
     def _refuse_another_identity(self) -> None:
         """Compares with the newest identity that can be read; which of the checkpoints is whole, `resume` finds out."""
-        damage: _Damaged | None = None
+        damaged: list[tuple[int, str]] = []
         for step in sorted(self.steps, reverse=True):
             try:
                 saved = self._json(step, "identity")
                 break
             except _Damaged as error:
-                damage = damage or error
+                damaged.append((step, error.reason))
         else:
-            if damage is not None:
-                raise damage
+            if damaged:
+                raise UserError(self._none(damaged))
             return
         for name in {**saved, **self._identity}:
             before, now = saved.get(name), self._identity.get(name)

@@ -161,7 +161,7 @@ def keep_until(path: str | os.PathLike[str], step: int) -> None:
             kept.append(json.dumps(line) + "\n")
             last = line["step"]
     text = "".join(kept)
-    if text != path.read_text(encoding="utf-8"):
+    if text.encode("utf-8") != path.read_bytes():  # of which what was cut short may be no text
         files.write_text(path, text)
 
 

@@ -26,31 +26,58 @@ class _Notice:
 
 @contextlib.contextmanager
 def caught() -> Iterator[None]:
-    """Meanwhile SIGTERM raises `Preempted`, unless JAX joined several processes and looks after the signal itself.
+    """From here SIGTERM raises `Preempted`, once, and after this it does nothing: the process is to end right then.
 
-    Only the main thread can catch signals; in others nothing happens.
+    JAX looks after the signal itself where it joins several processes; where it did already, nothing happens here. Only
+    the main thread can catch signals; in others nothing happens either.
     """
-    if _coordinated() or threading.current_thread() is not threading.main_thread():
+    if _coordinated() or not _in_main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _received)
+    signal.signal(signal.SIGTERM, _received)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # Not the handler from before, which would kill a process that is writing out its last line. Python puts back
+        # the default for handlers of its own before it has come to its end, but leaves this.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _Notice.asked = False
 
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Meanwhile SIGTERM raises nothing but makes `agreed` true; if nobody asked, it raises at the end."""
+    """Meanwhile SIGTERM raises nothing but makes `agreed` true; if it came and nobody asked, it raises at the end."""
     before, _Notice.held = _Notice.held, True
+    earlier = _Notice.asked
     try:
         yield
     finally:
         _Notice.held = before
-    if _Notice.asked and not before:
+    if _Notice.asked and not earlier and not before:
         raise Preempted
+
+
+@contextlib.contextmanager
+def unbroken() -> Iterator[None]:
+    """As `held`, and an interruption from the keyboard waits for the end as well.
+
+    For what runs an event loop in this thread, as Orbax does. An exception that a signal raises inside one comes out as
+    another, which nobody can tell from a failure of what was done.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if not _in_main_thread() or before is None:  # a handler that is not Python's raises nothing
+        with held():
+            yield
+        return
+    pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        with held():
+            yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def agreed() -> bool:
@@ -76,7 +103,11 @@ def _coordinated() -> bool:
     return jax is not None and jax.distributed.is_initialized()
 
 
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 def _received(number: int, frame: Any) -> None:
-    _Notice.asked = True
-    if not _Notice.held:
+    first, _Notice.asked = not _Notice.asked, True
+    if first and not _Notice.held:  # a second one would break off what the first one set going
         raise Preempted

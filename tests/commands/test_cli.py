@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -98,12 +99,65 @@ def test_being_told_to_end_is_no_failure_unless_the_machinery_asks(
     def main(settings: Settings) -> None:
         raise Preempted("told to end")
 
+    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(sys, "argv", ["chopjax", f"--config={recipe}"])
     if status:
         monkeypatch.setenv("CHOPJAX_PREEMPTED_STATUS", status)
     with pytest.raises(SystemExit) as stopped:
         cli.run(main)
     assert stopped.value.code == int(status or 0)
+    signal.signal(signal.SIGTERM, before)  # which is ignored from then on
+
+
+# Gets SIGTERM where PLACE is, and tries to swallow what comes of it, as some libraries do while they are imported.
+TOLD = """
+import atexit, importlib.util, os, pathlib, signal, sys
+
+def told():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+class Trap:
+    def find_spec(self, name, *_):
+        if name == PLACE:
+            told()
+        if name == "chopjax.commands.slow":
+            return importlib.util.spec_from_file_location(name, SLOW)
+
+sys.meta_path.insert(0, Trap())
+from chopjax.commands import cli
+cli.run("slow")
+"""
+SLOW = """
+import __main__, atexit
+try:
+    __main__.told() if PLACE == "import" else None
+except BaseException as error:
+    raise ImportError("initialization failed")
+atexit.register(__main__.told)
+
+def main(settings):
+    try:
+        __main__.told() if PLACE in ("main", "library") else None
+    except BaseException as error:
+        __main__.told()  # and again while it ends
+        if PLACE == "library":
+            raise RuntimeError("event loop stopped") from error
+        raise
+    assert PLACE == "none", "went on"
+    print("finished")
+"""
+
+
+@pytest.mark.parametrize("where", ["ml_collections", "import", "main", "library", "none"])
+def test_told_to_end_at_any_time_until_it_has_ended(where: str, recipe: str, tmp_path: pathlib.Path) -> None:
+    slow = tmp_path / "slow.py"
+    slow.write_text(SLOW.replace("PLACE", repr(where)))
+    code = TOLD.replace("PLACE", repr(where)).replace("SLOW", repr(str(slow)))
+    words = [sys.executable, "-c", code, f"--config={recipe}"]
+    environment = os.environ | {"CHOPJAX_PREEMPTED_STATUS": "42"}
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
+    said = "finished\n" if where == "none" else "told to end (SIGTERM); the same command goes on\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0 if where == "none" else 42, said, "")
 
 
 @pytest.mark.parametrize("command", ["train", "chop", "evaluate", "score", "plan", "export", "verify", "prepare_data"])

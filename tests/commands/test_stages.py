@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from chopjax.commands.stages import Stage, Stages, difference
-from chopjax.errors import UserError
+from chopjax.errors import Diverged, UserError
 
 PLAN = Stage("plan", ("plan.json", "parts"))
 TRAIN = Stage("train", ("checkpoints",), resumable=True)
@@ -57,6 +57,32 @@ def test_missing_output_is_made_again(tmp_path: pathlib.Path) -> None:
     (tmp_path / "plan.json").unlink()
     assert run({})
     assert run.said[-1] == "plan: made again, for plan.json is gone"
+
+
+def test_resumable_stage_goes_on_where_part_of_its_output_is_gone(tmp_path: pathlib.Path) -> None:
+    run, stage = Run(tmp_path), Stage("train", ("checkpoints", "checkpoints/8"), resumable=True)
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True)
+    run({}, stage)
+    assert not run({}, stage)
+    (tmp_path / "checkpoints" / "8").rmdir()
+    assert run({}, stage)
+    assert run.said[-1] == "train: goes on, for checkpoints/8 is gone"
+
+
+def test_training_that_went_wrong_leaves_what_was_made_before(tmp_path: pathlib.Path) -> None:
+    def diverges() -> None:
+        (tmp_path / "plan.json").write_text("half")
+        raise Diverged("step 3")
+
+    run = Run(tmp_path)
+    run({"seed": 0})
+    before = contents(tmp_path)
+    with pytest.raises(Diverged):
+        run.stages.run(PLAN, {"seed": 1}, diverges)
+    assert contents(tmp_path) == before
+    with pytest.raises(Diverged):
+        run.stages.run(TRAIN, {"seed": 0}, diverges)
+    assert run.stages.pending(TRAIN, {"seed": 0}) == "goes on where it was cut off"  # its checkpoints are there
 
 
 def interrupted(run: Run, stage: Stage, inputs: dict) -> None:

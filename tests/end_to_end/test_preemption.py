@@ -40,6 +40,14 @@ def test_told_while_it_evaluates(place: runs.Place, copied: pathlib.Path) -> Non
     assert [line["step"] for line in lines] == [1, 2, 3, 4] and "heldout_loss" not in lines[-1]
 
 
+def test_told_while_a_checkpoint_loads(place: runs.Place, copied: pathlib.Path) -> None:
+    told(place, copied, STEP, 2)
+    death = Death("chopjax.train.checkpoints:Checkpoints.restore", 1, delay=0.01, signal=signal.SIGTERM)
+    ended = runs.run(place, "heal", place.arguments(copied), death=death)
+    assert (ended.status, ended.stderr) == (0, "")
+    assert not (copied / "checkpoints_damaged").exists() and (copied / "checkpoints" / "2").exists()
+
+
 def test_goodput_counts_across_starts(whole: pathlib.Path) -> None:
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["goodput"] == 0  # the first step compiles
@@ -61,5 +69,8 @@ def test_training_that_goes_wrong_stops(place: runs.Place, copied: pathlib.Path)
     assert [(line["step"], line["skipped"]) for line in runs.metrics(copied)] == [(1, 0), (2, 1), (3, 2)]
     assert [folder.name for folder in (copied / "checkpoints").iterdir()] == ["1"]
     ended = runs.run(place, "heal", place.arguments(copied, *wrong[:2], "train.skip_limit=0"))
-    assert ended.status == 0, ended.stderr
     assert [line["skipped"] for line in runs.metrics(copied)] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert ended.status == 1  # the weights are those of the first step still, and of no use
+    assert ended.stderr.startswith("error: train: its last parameters are not finite, or too large for float32; ")
+    assert "train.learning_rate" in ended.stderr and "train.skip_limit" in ended.stderr
+    assert not (copied / "export").exists() and not (copied / "stages" / "export.json").exists()

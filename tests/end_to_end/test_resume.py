@@ -96,6 +96,22 @@ def test_another_mesh_goes_on_where_one_device_was(
         np.testing.assert_allclose([line[name] for line in found], [line[name] for line in wanted], rtol=1e-5)
 
 
+def test_a_finished_run_whose_last_checkpoint_is_gone(
+    place: runs.Place, whole: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    shutil.move(workdir / "checkpoints", tmp_path / "kept")
+    (workdir / "checkpoints").mkdir()
+    ended = runs.run(place, "export", place.arguments(workdir, "export.dtype=bfloat16"))
+    assert ended.status == 2
+    assert ended.stderr.startswith(f"error: {workdir}/checkpoints lacks the checkpoint of step 8, with which")
+    shutil.move(tmp_path / "kept" / "6", workdir / "checkpoints" / "6")
+    said = runs.done(place, "heal", place.arguments(workdir)).stdout
+    assert "train: goes on, for checkpoints/8 is gone\n" in said and "train: goes on from step 6 of 8\n" in said
+    check_same(workdir, whole)
+
+
 def test_killed_before_the_chop(place: runs.Place, copied: pathlib.Path) -> None:
     two_phases = ("train.steps_before_chop=3", "train.steps=5", "train.save_every=2")
     whole = copied.with_name("whole")

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import random
 import signal
@@ -18,8 +19,10 @@ import optax
 import pytest
 from gcs import Store
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
 
-from chopjax.errors import UserError
+from chopjax.errors import Preempted, UserError
+from chopjax.train import preemption
 from chopjax.train.checkpoints import Checkpoints
 
 IDENTITY = {"train.learning_rate": 3e-4, "plan.layers": (0, 2), "plan.file": "", "teacher": None}
@@ -244,7 +247,7 @@ def test_where_none_is_whole_the_newest_is_named_and_all_are_left(part: str, tmp
     saved(tmp_path, 1, 2)
     for step in (1, 2):
         damage(tmp_path / str(step) / part)
-    said = "/2 cannot be read .*move it away to go on from step 1"
+    said = r": no checkpoint can be read: 2 \(.*\), 1 \(.*\); if all are damaged, move them away to begin anew"
     with pytest.raises(UserError, match=said), Checkpoints(tmp_path, IDENTITY) as checkpoints:
         checkpoints.resume(wanted(**TARGET))
     assert {file.name for file in tmp_path.iterdir()} == {"1", "2"}
@@ -253,9 +256,73 @@ def test_where_none_is_whole_the_newest_is_named_and_all_are_left(part: str, tmp
 def test_a_finished_run_does_not_fall_back(tmp_path: pathlib.Path) -> None:
     saved(tmp_path, 1, 2)
     damage(tmp_path / "2")
-    said = "/2 cannot be read .*move it away to go on from step 1"
+    said = "/2 cannot be read .*move it away and train again from the newest before it that can be read"
     with Checkpoints(tmp_path, IDENTITY) as checkpoints, pytest.raises(UserError, match=said):
         checkpoints.restore(wanted(**TARGET))
+
+
+@pytest.mark.parametrize(("number", "stop"), [(signal.SIGTERM, Preempted), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize("method", ["resume", "restore"])
+def test_a_signal_while_it_loads_is_no_damage(
+    number: int, stop: type[BaseException], method: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, before = tmp_path / "checkpoints", signal.getsignal(signal.SIGTERM)
+    saved(folder, 1, 2)
+    with Checkpoints(folder, IDENTITY) as checkpoints:
+        load = checkpoints._orbax.load_checkpointables
+
+        def told(*words: Any) -> Any:
+            try:
+                os.kill(os.getpid(), number)
+            except BaseException as error:  # what becomes of exceptions in an event loop
+                raise ValueError("Event loop stopped before Future completed.") from error
+            return load(*words)
+
+        monkeypatch.setattr(checkpoints._orbax, "load_checkpointables", told)
+        with pytest.raises(stop), preemption.caught():
+            getattr(checkpoints, method)(wanted(**TARGET))
+        assert checkpoints.steps == [1, 2]
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoints"]
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_one_that_is_told_to_end_while_it_opens_closes_what_it_opened(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, closed = signal.getsignal(signal.SIGTERM), []
+    monkeypatch.setattr(Checkpoints, "_refuse_another_identity", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+    close = ocp.training.Checkpointer.close
+    monkeypatch.setattr(ocp.training.Checkpointer, "close", lambda self: closed.append(close(self)))
+    with pytest.raises(Preempted), preemption.caught():
+        Checkpoints(tmp_path, IDENTITY)
+    assert len(closed) == 1
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_many_damaged_arrays_are_said_in_one_line(tmp_path: pathlib.Path) -> None:
+    code = """
+import sys, time
+import jax, jax.numpy as jnp
+from chopjax.errors import UserError
+from chopjax.train.checkpoints import Checkpoints
+
+place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+state = {str(leaf): jnp.zeros((64, 64)) for leaf in range(60)}
+with Checkpoints(sys.argv[1], {}) as checkpoints:
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+    for file in checkpoints.folder.glob("1/state/d/*"):
+        file.write_bytes(b"abc")
+    for _ in range(3):
+        try:
+            checkpoints.restore(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), state))
+        except UserError as error:
+            print(error)
+        time.sleep(0.2)  # in which reads that were begun beside the failed one end
+"""
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert ended.stdout.count("\n") == ended.stdout.count(f"{tmp_path}/1 cannot be read (") == 3
+    assert ended.stderr == ""
 
 
 def test_a_half_written_one_is_said(tmp_path: pathlib.Path) -> None:
