@@ -5,6 +5,7 @@ import dataclasses
 from chopjax.aot.compiling import Costs
 from chopjax.aot.estimate import Estimate
 from chopjax.aot.hardware import PUBLISHED_MFU, device
+from chopjax.aot.kernels import splash_flops
 from chopjax.aot.steps import TrainingStep
 from chopjax.aot.topology import Slices
 from chopjax.train.flops import StepFlops, step_flops
@@ -21,26 +22,38 @@ class Outlook:
         flops: of a step over all devices, by formula.
         seconds: kind of work → seconds that a step needs for it at the peak: `compute`, `memory`, `ici`, `dcn`, `host`.
         compiler_seconds: the compiler's estimated cycles at the chip's clock; None where it gives none.
-        at_best: seconds of a step when nothing waits: the longest of them all.
+        kernel_flops: of the attention kernels over all devices, which those cycles leave out; 0 where they do not.
+        kernel_seconds: of these at the peak.
+        at_best: seconds of a step when nothing waits: the longest of `seconds`, and of the compiler's and the kernels'
+            together; without the compiler's, arithmetic at `estimate.EFFICIENCY` of the peak.
         published_mfu: utilisation that published runs reached on such chips.
         tokens: of a step.
         chips: of all slices.
+        devices: of all slices.
         peak_flops: FLOP/s of a chip.
     """
 
     flops: StepFlops
     seconds: dict[str, float]
     compiler_seconds: float | None
+    kernel_flops: float
+    kernel_seconds: float
     at_best: float
     published_mfu: float
     tokens: int
     chips: int
+    devices: int
     peak_flops: float
+
+    @property
+    def published_seconds(self) -> float:
+        """Of a step at the utilisation that published runs reached."""
+        return self.flops.model / (self.published_mfu * self.chips * self.peak_flops)
 
     @property
     def step_seconds(self) -> float:
         """To plan with: as published runs do, or what it takes at best if that is more."""
-        return max(self.at_best, self.flops.model / (self.published_mfu * self.chips * self.peak_flops))
+        return max(self.at_best, self.published_seconds)
 
     @property
     def tokens_per_second(self) -> float:
@@ -72,20 +85,24 @@ def outlook(step: TrainingStep, slices: Slices, costs: Costs | None = None) -> O
         "dcn": time.dcn,
         "host": time.host,
     }
-    compiler = None
+    compiler, kernels = None, 0.0 if slices.gpus else splash_flops(step)
+    kernel_seconds = kernels / slices.devices / one.flops
     if costs is not None and costs.statistics is not None:
         statistics = costs.statistics
         between = time.dcn * one.dcn  # the compiled text does not say which groups cross slices
         seconds["ici"] = max(0.0, sum(statistics.wire_bytes.values()) - between) / one.ici
         compiler = statistics.cycles / one.clock if statistics.cycles and one.clock else None
-    longest = max(*seconds.values(), compiler if compiler is not None else time.step)
+    longest = max(*seconds.values(), compiler + kernel_seconds if compiler is not None else time.step)
     return Outlook(
         flops,
         seconds,
         compiler,
+        kernels,
+        kernel_seconds,
         longest,
         PUBLISHED_MFU[slices.kind],
         step.rows * step.length,
         slices.chips,
+        slices.devices,
         one.flops * slices.devices / slices.chips,
     )

@@ -15,6 +15,9 @@ from jaxtyping import Array, Float, Int
 LANES, LONGEST_BLOCK = 128, 512
 # Sizes of a head below a full vector that the kernel takes; others are filled up with zeros.
 NARROW_HEADS = (64, 80, 96, 128)
+# Products of the kernels: scores and their sum over values; in the backward pass, for the gradient of queries scores
+# again, the gradient of weights and its sum over keys, for those of keys and values both once more and one for each.
+FORWARD, BACKWARD = 2, 3 + 4
 
 
 def splash_attention(
@@ -124,6 +127,19 @@ def blocks(length: int) -> tuple[int, int]:
     number = math.ceil(length / LONGEST_BLOCK)
     block = math.ceil(length / number / LANES) * LANES
     return block, number * block
+
+
+def block_pairs(length: int, window: int | None = None) -> int:
+    """Pairs of a block of queries and one of keys that the kernel computes for a row: those where any key is seen."""
+    block, padded = blocks(length)
+    number = padded // block
+    diagonals = number if window is None else min(number, 1 + (window + block - 2) // block)
+    return sum(number - diagonal for diagonal in range(diagonals))
+
+
+def flops(length: int, heads: int, head_dim: int, window: int | None = None, products: int = FORWARD) -> int:
+    """FLOPs of the kernel on one row: whole blocks and filled-up heads, as it computes them."""
+    return products * 2 * heads * block_pairs(length, window) * blocks(length)[0] ** 2 * padded_head(head_dim)
 
 
 def padded_head(head_dim: int) -> int:

@@ -8,6 +8,7 @@ from aot.slices import needs_libtpu
 from jax.sharding import NamedSharding, PartitionSpec
 
 from chopjax.aot import hlo, topology
+from chopjax.models import splash
 from chopjax.models.attention import Places, attention
 from chopjax.models.splash import blocks, padded_head, splash_attention
 from chopjax.sharding.mesh import Constrain, make_mesh
@@ -124,6 +125,15 @@ def test_bfloat16_keeps_its_dtype_and_softmax_in_float32() -> None:
 )
 def test_blocks(length: int, wanted: tuple[int, int]) -> None:
     assert blocks(length) == wanted
+
+
+@pytest.mark.parametrize("length", [100, 1000, 3000, 4096])
+@pytest.mark.parametrize("window", [None, 1, 2, 512, 513, 514, 1100])
+def test_flops_are_of_the_blocks_that_the_kernel_computes(length: int, window: int | None) -> None:
+    block, padded = blocks(length)
+    kernel = splash._kernel(3, (length, padded, block), (padded, block), window, True, 1)
+    computed = np.count_nonzero(np.asarray(kernel.fwd_mask_info.block_mask))  # one mask for all heads
+    assert splash.flops(length, 3, 72, window) == 2 * 2 * 3 * computed * block**2 * 80
 
 
 def test_heads_are_filled_up_to_what_the_kernel_takes() -> None:
