@@ -3,14 +3,16 @@
 import dataclasses
 import json
 import pathlib
+import tempfile
 import time
 
-from chopjax import files
+from chopjax import files, paths
 from chopjax.aot import compiling, topology
 from chopjax.aot.compiling import Costs
 from chopjax.aot.hardware import device
 from chopjax.aot.steps import Step
 from chopjax.aot.topology import Slices
+from chopjax.errors import UserError
 from chopjax.sharding.mesh import make_mesh
 
 
@@ -40,5 +42,24 @@ def costs(step: Step, slices: Slices, folder: pathlib.Path, dump: str = "", anew
     found = compiling.compile_lowered(lowered, seconds, dump=dump).costs
     if found.peak_bytes is not None and found.peak_bytes > device(slices).memory:
         found = dataclasses.replace(found, peak_bytes=None, needed_bytes=found.peak_bytes)
-    files.write_json(file, found.to_json())
+    try:
+        files.write_json(file, found.to_json())
+    except OSError as error:  # found dearly, so they are said in any case
+        print(f"{file} cannot be written ({error.strerror}): this will be compiled again", flush=True)
     return found
+
+
+def ready(folder: pathlib.Path) -> None:
+    """Makes a folder for costs, so that one that cannot be written to is said before anything is compiled.
+
+    Raises:
+        UserError: it cannot be made, or nothing be written there.
+    """
+    if paths.is_remote(folder):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"workdir: {folder} cannot be written to ({error.strerror}); name another folder") from error

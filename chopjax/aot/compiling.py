@@ -20,7 +20,9 @@ from chopjax.sharding import compiler
 
 FORMAT = 2  # of the costs that are kept; to be raised with every change of their meaning
 MODULE = "module.txt"  # in a folder of reports, the text that costs are read from
-_NEEDED = re.compile(r"Used ([0-9.]+)([KMGT]?) of")
+# What a compiler for TPUs says of a program that does not fit: of all of it, or of temporaries that are too much alone.
+_NEEDED = re.compile(r"(?:Used |temporaries \()([0-9.]+)([KMGT]?)\b")
+_AVAILABLE = re.compile(r"(?:Used \S+ of |available HBM \()([0-9.]+)([KMGT]?)\b")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -31,7 +33,7 @@ class Costs:
     Attributes:
         peak_bytes: the most memory in use at one time, arguments and results included; None if it does not fit, which
             compilers for TPUs say and those for GPUs do not (`cache.costs` does).
-        needed_bytes: what the compiler would have needed, where it does not fit and says so.
+        needed_bytes: what the compiler would have needed at least, where it does not fit and says so.
         memory: bytes by kind: arguments, results, results that take the place of arguments, temporaries, code. Of
             temporaries what their heap takes with its gaps, and so may be more than the peak.
         at_peak: bytes by what they are for (`live.KINDS`) at the moment of the peak; empty if not known.
@@ -39,6 +41,7 @@ class Costs:
         compile_seconds: time of compiling.
         statistics: cycles, FLOPs and bytes on the wire; None where the compiler cannot print what it made (TPU v5p
             with jaxlib 0.10).
+        available_bytes: what a program may take of a device, where it does not fit and the compiler says so.
     """
 
     peak_bytes: int | None
@@ -48,6 +51,7 @@ class Costs:
     lower_seconds: float
     compile_seconds: float
     statistics: hlo.Statistics | None
+    available_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As `from_json` reads it."""
@@ -127,7 +131,8 @@ def compile_lowered(lowered: jax.stages.Lowered, lower_seconds: float, dump: str
             if "RESOURCE_EXHAUSTED" not in str(error) or "vmem" in str(error).lower():
                 raise
             seconds = time.perf_counter() - begun
-            return Compilation(Costs(None, _needed(str(error)), {}, {}, lower_seconds, seconds, None), None)
+            needed, available = (_bytes(pattern, str(error)) for pattern in (_NEEDED, _AVAILABLE))
+            return Compilation(Costs(None, needed, {}, {}, lower_seconds, seconds, None, available), None)
         seconds = time.perf_counter() - begun
         memory = _memory(compiled)
         peak = memory.pop("peak")
@@ -160,8 +165,8 @@ def _text(compiled: jax.stages.Compiled) -> str:
         return ""
 
 
-def _needed(message: str) -> int | None:
-    found = _NEEDED.search(message)
+def _bytes(pattern: re.Pattern[str], message: str) -> int | None:
+    found = pattern.search(message)
     return round(float(found[1]) * _UNITS[found[2]]) if found else None
 
 

@@ -46,10 +46,28 @@ class Memory:
     working: float
 
     @property
+    def in_loss(self) -> bool:
+        """Whether the most is held in the loss; else it is at the end of the backward pass."""
+        return self.loss > self.gradients + self.working
+
+    @property
     def peak(self) -> float:
-        """The most at any time: in the loss, or at the end of the backward pass."""
-        always = self.parameters + self.optimizer + self.teacher + self.compute_copy + self.activations
-        return always + max(self.loss, self.gradients + self.working)
+        """The most at any time."""
+        return sum(self.at_peak.values())
+
+    @property
+    def at_peak(self) -> dict[str, float]:
+        """What is held at the peak, by the names of `live.KINDS`."""
+        return {
+            "parameters": self.parameters,
+            "optimizer": self.optimizer,
+            "teacher": self.teacher,
+            "compute copy": self.compute_copy,
+            "activations": self.activations,
+            "gradients": 0.0 if self.in_loss else self.gradients,
+            "loss": self.loss if self.in_loss else 0.0,
+            "other": 0.0 if self.in_loss else self.working,
+        }
 
 
 @dataclasses.dataclass(frozen=True)

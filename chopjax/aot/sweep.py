@@ -14,10 +14,13 @@ from chopjax.models import decoder
 from chopjax.sharding.rules import MeshConfig
 
 COMPILES = 6
-MOST_ROWS = 16  # rows of a device at a time
 WIDEST = 8  # copies, and parts of heads and neurons
-# Of a chip's memory: some is the runtime's. An estimate may be too high, so what it rules out is ruled out with room.
-USABLE, ROOM = 0.98, 1.08
+# Of a chip's memory: some is the runtime's. An estimate may be too high, so what it rules out is ruled out with room;
+# it may be too low, so what it proposes leaves some.
+USABLE, ROOM, SAFE = 0.98, 1.08, 0.87
+# Estimates of time that differ by no more than this say nothing of which is faster.
+TIE = 0.02
+DIGITS = 4  # of compiled memory and time, as they are shown; what reads the same is the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +40,21 @@ class Candidate:
     @property
     def changes(self) -> dict[str, object]:
         """The fields of the config that say it."""
-        step, mesh = self.step, self.step.mesh
-        found: dict[str, object] = {"train.accumulate": step.step.accumulate, "train.remat": step.step.remat}
-        over = ("dcn_data", "dcn_fsdp") if math.prod(mesh.slices.values()) > 1 else ()
-        return found | {f"mesh.{name}": getattr(mesh, name) for name in ("data", "fsdp", "tensor", "context", *over)}
+        several = math.prod(self.step.mesh.slices.values()) > 1
+        return {name: value for name, value in _fields(self.step).items() if several or "dcn" not in name}
+
+    def changed(self, now: TrainingStep) -> dict[str, object]:
+        """The fields that it needs other than a step, whose mesh may leave a size open (-1): that follows."""
+        said = _fields(now)
+        return {name: value for name, value in _fields(self.step).items() if said[name] not in (value, -1)}
 
 
 def candidates(step: TrainingStep, slices: Slices, device: Device) -> list[Candidate]:
-    """All that the mesh can hold, the fastest by estimate first; those of equal speed by memory."""
+    """All that the mesh can hold, the fastest by estimate first.
+
+    An estimate knows of nothing that a micro-batch costs by itself. So of those that are as fast, give or take `TIE`,
+    first comes what leaves some memory, then what changes the fewest fields, then the fewest micro-batches.
+    """
     found = []
     for one in _ways(step, slices):
         try:
@@ -52,7 +62,11 @@ def candidates(step: TrainingStep, slices: Slices, device: Device) -> list[Candi
         except UserError:  # a size that this mesh does not divide
             continue
         found.append(Candidate(one, estimate.memory().peak, estimate.time(device).step))
-    return sorted(found, key=lambda one: (one.seconds, one.peak))
+
+    def rank(one: Candidate) -> tuple[bool, int, int, float]:
+        return one.peak > SAFE * device.memory, len(one.changed(step)), one.step.step.accumulate, one.peak
+
+    return [one for tied in _tied(found) for one in sorted(tied, key=rank)]
 
 
 def fitting(found: Iterable[Candidate], device: Device) -> list[Candidate]:
@@ -61,7 +75,7 @@ def fitting(found: Iterable[Candidate], device: Device) -> list[Candidate]:
 
 
 def worth_compiling(found: Sequence[Candidate], current: TrainingStep, count: int = COMPILES) -> list[Candidate]:
-    """The fastest of each mesh in turn until there are enough; what the config says now is among them."""
+    """The first of each mesh in turn until there are enough; what the config says now is among them."""
     chosen = [one for one in found if one.step == current][:1]
     by_mesh: dict[MeshConfig, list[Candidate]] = {}
     for one in found:
@@ -70,13 +84,65 @@ def worth_compiling(found: Sequence[Candidate], current: TrainingStep, count: in
     for one in itertools.chain.from_iterable(ranked):
         if one is not None and len(chosen) < count and one not in chosen:
             chosen.append(one)
-    return sorted(chosen, key=lambda one: one.seconds)
+    return sorted(chosen, key=found.index)
+
+
+def nearest(
+    found: Sequence[Candidate], now: TrainingStep, device: Device, needed: float, estimated: float
+) -> Candidate | None:
+    """What changes the fewest fields and fits by estimate, micro-batches before all else; None if nothing does.
+
+    Args:
+        found: in the order of `candidates`.
+        now: what does not fit; its mesh may leave a size open.
+        device: the peaks of a device.
+        needed: bytes that it was found to need, where that is known; else 0.
+        estimated: bytes that it was estimated to need. By as much as that was too low, others may be.
+    """
+    scale = max(1.0, max(needed, device.memory) / estimated)
+    for share in (SAFE, USABLE):
+        there = [one for one in found if one.peak * scale <= share * device.memory]
+        if there:
+            return min(there, key=lambda one: (len(one.changed(now)), list(one.changed(now)) != ["train.accumulate"]))
+    return None
 
 
 def frontier(peaks: Sequence[float], seconds: Sequence[float]) -> list[bool]:
-    """Which of them no other beats in memory and time at once."""
-    both = list(zip(peaks, seconds, strict=True))
-    return [not any(p <= peak and s <= time and (p, s) != (peak, time) for p, s in both) for peak, time in both]
+    """Which of them no other beats in memory and time at once, as far as they are shown (`DIGITS`)."""
+    both = _shown(peaks, seconds)
+    return [not any(p <= peak and s <= time and (s, p) != (time, peak) for s, p in both) for time, peak in both]
+
+
+def fastest(peaks: Sequence[float], seconds: Sequence[float]) -> int:
+    """Which of them is the fastest; of those as fast what takes least memory, so that it is on the frontier."""
+    return min(range(len(peaks)), key=_shown(peaks, seconds).__getitem__)
+
+
+def _shown(peaks: Sequence[float], seconds: Sequence[float]) -> list[tuple[float, float]]:
+    """Times and memory as they are shown; the memory of what does not fit is infinite, and so is its time."""
+    times = (time if math.isfinite(peak) else math.inf for peak, time in zip(peaks, seconds, strict=True))
+    return [(rounded(time), rounded(peak)) for peak, time in zip(peaks, times, strict=True)]
+
+
+def rounded(value: float) -> float:
+    """To as many digits as are shown."""
+    return float(f"{value:.{DIGITS - 1}e}")
+
+
+def _tied(found: Iterable[Candidate]) -> list[list[Candidate]]:
+    """The fastest first, with all that are as fast."""
+    tiers: list[list[Candidate]] = []
+    for one in sorted(found, key=lambda one: one.seconds):
+        if not tiers or one.seconds > tiers[-1][0].seconds * (1 + TIE):
+            tiers.append([])
+        tiers[-1].append(one)
+    return tiers
+
+
+def _fields(step: TrainingStep) -> dict[str, object]:
+    found: dict[str, object] = {"train.accumulate": step.step.accumulate, "train.remat": step.step.remat}
+    names = ("data", "fsdp", "tensor", "context", "dcn_data", "dcn_fsdp")
+    return found | {f"mesh.{name}": getattr(step.mesh, name) for name in names}
 
 
 def _ways(step: TrainingStep, slices: Slices) -> Iterator[TrainingStep]:
@@ -86,9 +152,9 @@ def _ways(step: TrainingStep, slices: Slices) -> Iterator[TrainingStep]:
         if step.rows % parts:
             continue
         own = step.rows // parts
-        for rows in (rows for rows in range(1, min(own, MOST_ROWS) + 1) if own % rows == 0):
+        for accumulate in (parts for parts in range(1, own + 1) if own % parts == 0):
             for remat in decoder.REMAT:
-                how = dataclasses.replace(step.step, accumulate=own // rows, remat=remat)
+                how = dataclasses.replace(step.step, accumulate=accumulate, remat=remat)
                 yield dataclasses.replace(step, mesh=mesh, step=how)
 
 

@@ -63,7 +63,8 @@ def report_count(said: str) -> int:
 def test_every_step_of_a_run(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
     programs = tmp_path / "programs"
     keep = "--save", f"--config.compilation_cache={programs}"
-    done = aot(source, tmp_path, "--topology", "v5e-4", "--step=all", "--table", *keep)
+    before = "--config.train.steps_before_chop=10"
+    done = aot(source, tmp_path, "--topology", "v5e-4", "--step=all", "--table", before, *keep)
     assert done.returncode == 0, done.stderr
     said = done.stdout
     assert "v5e:2x2, 4 chips; student " in said and "8 rows of 128 tokens; bfloat16, remat full; mesh fsdp=4" in said
@@ -75,7 +76,8 @@ def test_every_step_of_a_run(source: pathlib.Path, tmp_path: pathlib.Path) -> No
         "TFLOP",
         "at best:",
         "to plan with:",
-        "50 steps, 0.00B tokens",
+        "the run's own steps: 50 steps, 51.2K tokens",
+        "before the chop: 10 steps, 10.2K tokens",
     ):
         assert words in said, said
     report = json.loads((tmp_path / "aot" / "aot.json").read_text())
@@ -99,9 +101,36 @@ def test_every_step_of_a_run(source: pathlib.Path, tmp_path: pathlib.Path) -> No
 def test_the_fastest_setting_that_fits(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
     done = aot(source, tmp_path, "--topology=v5e-4", "--fit")
     assert done.returncode == 0, done.stderr
-    assert "fastest that fits: --config.train.accumulate=" in done.stdout
-    (row,) = json.loads((tmp_path / "aot" / "aot.json").read_text())["sweep"]
+    assert "fastest that fits: " in done.stdout
+    row, *_ = json.loads((tmp_path / "aot" / "aot.json").read_text())["sweep"]
     assert row["peak_bytes"] > 0 and row["mesh.fsdp"] * row["mesh.data"] * row["mesh.tensor"] == 4
+
+
+@needs_libtpu
+def test_a_step_that_does_not_fit(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    large = "--config.train.batch=32768", "--config.data.length=512"
+    done = aot(source, tmp_path, "--topology=v5e-4", *large)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
+    assert re.search(r"does not fit: it needs at least [0-9.]+ GB, .* takes 0.27 and leaves 16.91\n", said), said
+    assert re.search(r"\n  activations +[0-9.]+\n", said) and "collectives" not in said
+    assert re.search(r"would fit by estimate, [0-9.]+ GB: --config.train.accumulate=4; --fit", said)
+
+
+def test_by_estimate_alone(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    more = "--config.train.steps_before_chop=10"
+    done = aot(source, tmp_path / "run", "--topology=2*h100:2", "--estimate", more)
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "GB a device at the peak: fits",
+        "together",
+        "sent by a device in a step: ",
+        "to plan with:",
+        "the run's own steps: 50 steps, 51.2K tokens",
+        "on top of these come 10 steps (before the chop), which train another model",
+    ):
+        assert words in done.stdout, done.stdout
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(bool(gpus.versions()), reason="JAX's CUDA plugin is installed")
@@ -121,6 +150,10 @@ def test_gpus_without_their_compiler(source: pathlib.Path, tmp_path: pathlib.Pat
         (["--topology=v5e-4", "--config.source=nowhere"], "nowhere: no such folder"),
         (["--topology=v5e-4", "--config.mesh.tensor=3"], "do not make up the 4 devices"),
         (["--topology=v5e-4", "--save"], "--save keeps a run's own steps in compilation_cache; name a folder there"),
+        (["--topology=v5e-4", "--estimate", "--fit"], "--estimate compiles nothing, and is of the training step"),
+        (["--topology=v5e-4", "--config.mesh.attention=cudnn"], "mesh.attention is 'cudnn', which is for NVIDIA GPUs"),
+        (["--topology=v5e:4x4", "--config.mesh.dcn_data=4"], "mesh.dcn_fsdp is 4, but there is 1 slice; leave both"),
+        (["--topology=v5e-4", f"--config.workdir={CONFIG}"], "base.py/aot cannot be written to (Not a directory)"),
         (["--topology=v5e-4", "--step=other"], "argument --step: invalid choice: 'other'"),
     ],
 )
