@@ -8,6 +8,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 MODEL := runs/models/smollm2-135m-instruct
 TEXT := runs/text
 SETUP := pyproject.toml constraints.txt
+# Processes of `make test`; each takes up to 4 GB.
+WORKERS ?= 2
 
 # XLA takes and gives back gigabytes in every step; in pages of 4 KB that is a tenth of a training step on a CPU.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -24,8 +26,9 @@ quickstart: $(VENV)/.demo ## chop a real 135M model, heal it, export it and writ
 	$(BIN)/python tools/demo_text.py $(TEXT)
 	$(BIN)/python -m chopjax.train --config configs/quickstart.py
 
-test: lint ## lint, types and all tests but the long ones
-	$(BIN)/python -m pytest
+# Files go to whichever process is free, in the order of tests/conftest.py; what a file's tests share is made once.
+test: lint ## lint, types and all tests but the long ones, in WORKERS processes
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test ## ruff and mypy only
 	$(BIN)/ruff check .
