@@ -121,6 +121,12 @@ def test_a_later_stage_alone_is_made_again(place: runs.Place, copied: pathlib.Pa
     assert "train: done before, skipped" in ended.stdout
     assert "export: made again, for export.dtype was 'source' and is 'bfloat16'" in ended.stdout
     assert open_checkpoint(copied / "export").dtype == "bfloat16"
+    rounded = place.arguments(copied, "export.dtype=bfloat16")
+    said = runs.done(place, "verify", rounded).stdout
+    assert "its logits are the run's; rounding to bfloat16 moves them by" in said
+    swap_a_byte(copied / "export" / "model.safetensors", "model.norm.weight")
+    refused = runs.run(place, "verify", rounded)
+    assert refused.status == 2 and "its logits differ by" in refused.stderr
     # Elsewhere: what is there is neither overwritten nor deleted, and what this run put there is known again.
     elsewhere = copied.parent / "elsewhere"
     elsewhere.mkdir()
@@ -132,6 +138,15 @@ def test_a_later_stage_alone_is_made_again(place: runs.Place, copied: pathlib.Pa
     runs.done(place, "heal", fresh)
     assert runs.contents(elsewhere / "fresh")["model.safetensors"] == weights
     assert "export: done before, skipped" in runs.done(place, "heal", fresh).stdout
+
+
+def swap_a_byte(file: pathlib.Path, tensor: str) -> None:
+    """Doubles or halves the tensor's first bfloat16."""
+    data = bytearray(file.read_bytes())
+    header = int.from_bytes(data[:8], "little")
+    begin = 8 + header + json.loads(data[8 : 8 + header])[tensor]["data_offsets"][0]
+    data[begin] ^= 0x80
+    file.write_bytes(data)
 
 
 def our_logits(folder: pathlib.Path, tokens: np.ndarray) -> np.ndarray:

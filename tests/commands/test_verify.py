@@ -1,0 +1,29 @@
+"""Logits of a run, for comparing with those of other implementations."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+from models.random_params import random_params
+
+from chopjax.commands import verify
+from chopjax.models.config import ModelConfig
+from chopjax.sharding.mesh import make_mesh
+from chopjax.sharding.rules import MeshConfig
+
+MODEL = ModelConfig(layers=3, embed=200, kv_heads=2, q_per_kv=3, head_dim=24, mlp=300, vocab=307, positions=64)
+
+
+@pytest.mark.gpu
+def test_in_whole_float32_on_a_gpu() -> None:
+    """Whatever precision products otherwise have there: TF32 differs in the third digit."""
+    params = random_params(MODEL, 5)
+    with jax.default_matmul_precision("default"):
+        found, wanted = (
+            verify._logits(
+                types.SimpleNamespace(mesh=make_mesh(MeshConfig(), [device])), MODEL, jax.device_put(params, device)
+            )
+            for device in (jax.devices("cuda")[0], jax.devices("cpu")[0])
+        )
+    assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
