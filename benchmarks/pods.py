@@ -9,9 +9,10 @@ was cut off goes on. Needs libtpu: pip install 'chopjax[tpu]'. With --peer MaxTe
 where MaxText is installed (`pods_peer.py`). Per chip:
 
     peak_gb           memory_analysis().peak_memory_in_bytes / 1e9
-    cycles            the compiler's estimates, summed over the module with loop trip counts; none where it cannot print
+    cycles            the compiler's estimates, summed over the module with loop trip counts; attention's kernels have
+                      none, nor has a program that it cannot print
     wire_gb           (n - 1) / n of the bytes of each collective over n chips, all-reduce twice
-    tflop             of matrix products, with what remat makes again; the attention's kernels count none
+    tflop             of matrix products, with what remat makes again; of chopjax's steps with attention's kernels
     compile_seconds   wall time of XLA
 
 The last line is JSON.
@@ -33,6 +34,7 @@ from chopjax import files  # noqa: E402
 from chopjax.aot import cache, topology  # noqa: E402
 from chopjax.aot.compiling import Costs  # noqa: E402
 from chopjax.aot.estimate import Estimate  # noqa: E402
+from chopjax.aot.kernels import splash_flops  # noqa: E402
 from chopjax.aot.steps import TrainingStep  # noqa: E402
 from chopjax.commands import settings  # noqa: E402
 from chopjax.commands.foreseen import foresee  # noqa: E402
@@ -153,7 +155,7 @@ def measure(name: str, workdir: pathlib.Path, dump: pathlib.Path | None) -> Resu
     slices = topology.parse(row.topology)
     step = row.step(slices.devices)
     costs = cache.costs(step, slices, workdir, dump=str(dump / name) if dump else "")
-    result: Result = {"name": name, "topology": row.topology, **figures(costs)}
+    result: Result = {"name": name, "topology": row.topology, **figures(costs, splash_flops(step) / slices.devices)}
     result |= {"step": title(step), "rows": step.micro_rows // slices.devices, "length": step.length}
     print_result(result)
     print_costs(costs)
@@ -162,14 +164,19 @@ def measure(name: str, workdir: pathlib.Path, dump: pathlib.Path | None) -> Resu
     return result
 
 
-def figures(costs: Costs) -> Result:
-    """What the head of this file lists; None for what the compiler does not say, and all if the step does not fit."""
+def figures(costs: Costs, kernels: float = 0.0) -> Result:
+    """What the head of this file lists; None for what the compiler does not say, and all if the step does not fit.
+
+    Args:
+        costs: of the step.
+        kernels: FLOPs of one chip that are not among those.
+    """
     found: Result = dict.fromkeys(COLUMNS)
     if costs.peak_bytes is not None:
         found |= {"peak_gb": costs.peak_bytes / 1e9, "compile_seconds": costs.compile_seconds}
     if costs.statistics is not None:
         found |= {"cycles": costs.statistics.cycles, "wire_gb": sum(costs.statistics.wire_bytes.values()) / 1e9}
-        found["tflop"] = (costs.statistics.matmul_flops + costs.statistics.kernel_flops) / 1e12
+        found["tflop"] = (costs.statistics.matmul_flops + costs.statistics.kernel_flops + kernels) / 1e12
     return found
 
 
@@ -204,10 +211,18 @@ def table(found: list[Result], last: str) -> list[str]:
 HEAD = [
     "# What steps take on TPU pods",
     "",
-    "Compiled by libtpu without a TPU and made by `python benchmarks/pods.py --write docs/benchmarks.md`, whose head "
-    "says what is counted. All per chip: rows of 4096 tokens, full remat, float32 master weights and AdamW, bfloat16 "
-    "gradients, plain FSDP. MaxText is version 0.2.5 with jax 0.12, its own step compiled for the same chips. Cycles "
-    "are the compiler's estimate, without what a chip waits for others; nothing was run on a TPU.",
+    "Compiled by libtpu without a TPU and made by `python benchmarks/pods.py --write docs/benchmarks.md`. All per "
+    "chip: rows of 4096 tokens, full remat, float32 master weights and AdamW, bfloat16 gradients, plain FSDP. MaxText "
+    "is version 0.2.5 with jax 0.12, its own step compiled for the same chips. Nothing was run on a TPU.",
+    "",
+    "- **Peak** is the compiler's `peak_memory_in_bytes`, in 10^9 bytes. A chip of v5e has 17.18, v6e 34.36, v5p 102.",
+    "- **Cycles** are the compiler's estimates, summed with the trips of loops; 1.5 · 10^9 of them are a second on "
+    "v5e, 1.75 · 10^9 on v5p and v6e. They leave out Pallas kernels, and so the attention, and what a chip waits for "
+    "others.",
+    "- **Sent** are (n - 1) / n of the bytes of each collective over n chips, twice that for an all-reduce.",
+    "- **TFLOP** are those of the compiled program with attention's kernels, what remat makes again included. Where "
+    "memory is short (8 rows a chip), XLA makes more of it again by itself.",
+    "- **Compile** is wall time on two cores that had other work.",
     "",
 ]
 AMONG = [

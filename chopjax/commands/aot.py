@@ -82,6 +82,8 @@ def main(chosen: Settings, options: argparse.Namespace) -> None:
         raise UserError(
             "--save keeps a run's own steps in compilation_cache; name a folder there, and no --sweep or --fit"
         )
+    if options.save and slices.gpus:
+        raise UserError("--save: no run on a GPU would find the program, since what JAX keeps it under differs there")
     if options.estimate and (options.sweep or options.fit or options.save or options.step != "train"):
         raise UserError("--estimate compiles nothing, and is of the training step; leave out what else is asked for")
     over = _over_slices(chosen, slices)

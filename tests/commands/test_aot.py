@@ -150,6 +150,7 @@ def test_gpus_without_their_compiler(source: pathlib.Path, tmp_path: pathlib.Pat
         (["--topology=v5e-4", "--config.source=nowhere"], "nowhere: no such folder"),
         (["--topology=v5e-4", "--config.mesh.tensor=3"], "do not make up the 4 devices"),
         (["--topology=v5e-4", "--save"], "--save keeps a run's own steps in compilation_cache; name a folder there"),
+        (["--topology=h100:2", "--save", "--config.compilation_cache=runs"], "--save: no run on a GPU would find"),
         (["--topology=v5e-4", "--estimate", "--fit"], "--estimate compiles nothing, and is of the training step"),
         (["--topology=v5e-4", "--config.mesh.attention=cudnn"], "mesh.attention is 'cudnn', which is for NVIDIA GPUs"),
         (["--topology=v5e:4x4", "--config.mesh.dcn_data=4"], "mesh.dcn_fsdp is 4, but there is 1 slice; leave both"),
