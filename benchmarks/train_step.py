@@ -3,10 +3,11 @@
     python benchmarks/train_step.py MODEL_FOLDER [--rounds 3] [--batch 8] [--length 256] [--threads 2]
 
 MODEL_FOLDER is a Hugging Face folder, such as the one that tools/demo_model.py makes. Both sides run in float32 on the
-same tokens, train by next-token loss and AdamW, and take turns, each round in a process of its own. Beside them stands
-the float32 matmul of each side at 2048 x 2048 x 2048: the share of that rate which a model's own products reach shows
-what is lost around them. CPU seconds of the whole process are counted, so a busy machine disturbs little. The last
-line is JSON.
+same tokens, train by next-token loss and AdamW, and take turns, each round in a process of its own. Beside them stand
+two rates of each side's float32 matmul: that of 2048 x 2048 x 2048, and that of the products with the model's own
+weights, forward and backward, each made alone. The share of the first which a model reaches shows how far it is from
+what the library can do with large squares; that of the second, what is lost around the products. CPU seconds of the
+whole process are counted, so a busy machine disturbs little. The last line is JSON.
 """
 
 import argparse
@@ -17,11 +18,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 SIDES = ("chopjax", "pytorch")
 SIZE = 2048
+SEVERAL = 4
+CHUNK = 512  # tokens whose logits exist at one time, as `loss.chunk`
 
 
 def main() -> None:
@@ -63,9 +66,11 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 
     calls = (chopjax_calls if options.side == "chopjax" else pytorch_calls)(options)
     rates = {name: 1 / cpu_seconds(call, options.repeats) for name, call in calls.items()}
-    tokens = options.batch * options.length
-    flops = flops_per_token(open_checkpoint(options.model).config, options.length)
+    tokens, config = options.batch * options.length, open_checkpoint(options.model).config
+    flops = flops_per_token(config, options.length)
+    own = {name: products_rate(config, tokens, options, PASSES[:count]) for name, count in OWN.items()}
     return {
+        **own,
         "matmul": rates["matmul"] * 2 * SIZE**3,
         "train": rates["train"] * tokens,
         "forward": rates["forward"] * tokens,
@@ -82,6 +87,58 @@ def cpu_seconds(call: Callable[[], Any], repeats: int) -> float:
         call()
         spent.append(time.process_time() - before)
     return statistics.median(spent)
+
+
+# Of a product y = x @ w: y itself, and the gradients of x and w. Axes are those that are summed over.
+PASSES = ((1, 0), (1, 1), (0, 0))
+OWN = {"own_train": 3, "own_forward": 1}
+
+
+def products_rate(config: Any, tokens: int, options: argparse.Namespace, passes: Sequence[tuple[int, int]]) -> float:
+    """FLOPs per CPU second of the products with the model's weights, each made alone as often as a step makes it."""
+    flops = seconds = 0.0
+    for count, inner, wide, rows in products(config, tokens):
+        shapes = ((rows, inner), (inner, wide)), ((rows, wide), (inner, wide)), ((rows, inner), (rows, wide))
+        for axes, operands in zip(passes, shapes, strict=False):
+            call = product(options.side, *operands, axes)
+            seconds += count * cpu_seconds(functools.partial(several, call), options.repeats) / SEVERAL
+            flops += count * 2 * rows * inner * wide
+    return flops / seconds
+
+
+def several(call: Callable[[], Any]) -> None:
+    """Calls what takes too little time to be measured once."""
+    for _ in range(SEVERAL):
+        call()
+
+
+def products(config: Any, tokens: int) -> list[tuple[int, int, int, int]]:
+    """How often, inner and outer size, and rows, of all products with weights in a forward pass; logits in chunks."""
+    heads, kept = config.q_heads * config.head_dim, config.kv_heads * config.head_dim
+    chunks = max(1, tokens // CHUNK)
+    return [
+        (config.layers, config.embed, heads, tokens),
+        (2 * config.layers, config.embed, kept, tokens),
+        (config.layers, heads, config.embed, tokens),
+        ((2 if config.gated else 1) * config.layers, config.embed, config.mlp, tokens),
+        (config.layers, config.mlp, config.embed, tokens),
+        (chunks, config.embed, config.vocab, tokens // chunks),
+    ]
+
+
+def product(side: str, left: tuple[int, int], right: tuple[int, int], axes: tuple[int, int]) -> Callable[[], Any]:
+    """A product of two arrays of ones, summed over one axis of each."""
+    if side == "pytorch":
+        import torch
+
+        a, b = torch.ones(left), torch.ones(right)
+        return lambda: torch.tensordot(a, b, dims=([axes[0]], [axes[1]]))
+    import jax
+    import jax.numpy as jnp
+
+    x, y = jnp.ones(left), jnp.ones(right)
+    dot = jax.jit(lambda x, y: jax.lax.dot_general(x, y, (((axes[0],), (axes[1],)), ((), ()))))
+    return lambda: dot(x, y).block_until_ready()
 
 
 def tokens_of(options: argparse.Namespace, vocab: int) -> Any:
@@ -169,6 +226,10 @@ def report(found: dict[str, list[dict[str, float]]]) -> None:
             "forward_tokens": median["forward"],
             "train_share": median["train"] * 3 * flops / median["matmul"],
             "forward_share": median["forward"] * flops / median["matmul"],
+            "own_train_gflops": median["own_train"] / 1e9,
+            "own_forward_gflops": median["own_forward"] / 1e9,
+            "own_train_share": median["train"] * 3 * flops / median["own_train"],
+            "own_forward_share": median["forward"] * flops / median["own_forward"],
         }
     ratios = {name: rows["chopjax"][name] / rows["pytorch"][name] for name in rows["chopjax"]}
     print(f"{'per CPU second, medians':28} {'chopjax':>10} {'pytorch':>10} {'ratio':>8}")
@@ -178,6 +239,10 @@ def report(found: dict[str, list[dict[str, float]]]) -> None:
         "forward_tokens": "forward and loss, tokens",
         "train_share": "train: share of matmul rate",
         "forward_share": "forward: share",
+        "own_train_gflops": "own products, train, GFLOP",
+        "own_forward_gflops": "own products, forward, GFLOP",
+        "own_train_share": "train: share of that rate",
+        "own_forward_share": "forward: share of that rate",
     }.items():
         print(f"{label:28} {rows['chopjax'][name]:10.3g} {rows['pytorch'][name]:10.3g} {ratios[name]:8.2f}")
     print(json.dumps({**{side: rows[side] for side in SIDES}, "ratio": ratios}))

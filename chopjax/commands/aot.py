@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import signal
 from typing import Any
 
 # Before jax is imported: what is here is no part of the answer, and a TPU's library would look for chips.
@@ -75,6 +76,8 @@ def main(chosen: Settings, options: argparse.Namespace) -> None:
     Raises:
         UserError: models, mesh or topology that do not go together; no compiler for the topology.
     """
+    # Python hears no signal while a compiler works for minutes, and nothing here has to be left in order.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     slices = topology.parse(options.topology)
     if (options.sweep or options.fit) and options.step not in ("train", "all"):
         raise UserError(f"--step {options.step}: --sweep and --fit are of the training step; leave one of them out")
