@@ -217,6 +217,11 @@ def _check_settings(run: Run) -> None:
     cache_config.check_loss(chosen.cache, chosen.loss)
     if chosen.cache.kind != "off":  # of a vocabulary that is trimmed, what stays is known later
         cache_config.check_vocab(chosen.cache, run.tokenizer.vocab)
+    if chosen.loss.top_k > run.tokenizer.vocab:
+        raise UserError(
+            f"loss.top_k is {chosen.loss.top_k}, but the tokenizer has {run.tokenizer.vocab} tokens; "
+            "give fewer, or 0 for all"
+        )
     needing = {"hidden": chosen.hidden.terms, "correction.mode": chosen.correction.mode != "off"}
     for name in (name for name, wanted in needing.items() if wanted and chosen.cache.kind != "off"):
         raise UserError(f"{name} needs a teacher that runs; set cache.kind to 'off', which is {chosen.cache.kind!r}")

@@ -152,6 +152,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "window": (giving("evaluate.window=65"), "evaluate.window is 65, but the model has only 64 positions"),
     "foreign export": (foreign_export, "/mine is there, but was not made by export of this run; move it away"),
     "tokens beyond the vocabulary": (more_tokens, "has ids up to 319, but the model has only 307 rows"),
+    "more than all tokens": (giving("loss.top_k=308"), "loss.top_k is 308, but the tokenizer has "),
     "mesh": (giving("mesh.tensor=2"), "do not make up the 1 devices"),
     "attention of GPUs": (
         giving("mesh.attention=cudnn", "train.compute_dtype=bfloat16"),
