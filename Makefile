@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 MODEL := runs/models/smollm2-135m-instruct
 TEXT := runs/text
 SETUP := pyproject.toml constraints.txt
-# Processes of `make test`; each takes up to 4 GB.
+# Processes of `make test`; each takes up to 5 GB.
 WORKERS ?= 2
 
 # XLA takes and gives back gigabytes in every step; in pages of 4 KB that is a tenth of a training step on a CPU.

@@ -12,8 +12,8 @@ from chopjax.models.decoder import abstract_params, forward
 from chopjax.sharding.mesh import Constrain, batch_sharding, make_mesh, param_shardings
 from chopjax.sharding.rules import MeshConfig
 
-CONFIG = ModelConfig(layers=16, embed=256, kv_heads=2, q_per_kv=2, head_dim=64, mlp=512, vocab=512, positions=2048)
-ROWS, LENGTH = 16, 2048
+CONFIG = ModelConfig(layers=64, embed=256, kv_heads=2, q_per_kv=2, head_dim=64, mlp=512, vocab=512, positions=2048)
+ROWS, LENGTH = 16, 512  # a layer is compiled once, a longer row takes longer
 INPUTS = CONFIG.layers * ROWS // 2 * LENGTH * CONFIG.embed * 2
 """Bytes of all blocks' inputs in bfloat16 on each chip: half of the rows."""
 
