@@ -7,6 +7,7 @@ ranges, each a request. Imports neither library until a store is named.
 """
 
 import functools
+import logging
 import os
 import pathlib
 import posixpath
@@ -191,11 +192,15 @@ def reach(path: pathlib.Path, field: str) -> None:
     """
     if not is_remote(path):
         return
+    client = logging.getLogger("gcsfs")
+    before, client.disabled = client.disabled, True  # it would print a traceback before the one line
     try:
         path.exists()
     except Exception as error:  # each store's client has its own kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{field}: {path} cannot be reached ({reason}); see to the name and the credentials") from error
+    finally:
+        client.disabled = before
 
 
 @functools.cache

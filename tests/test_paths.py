@@ -1,5 +1,6 @@
 """Paths of both kinds; those in a store against a service of this machine that speaks Google's protocol."""
 
+import logging
 import pathlib
 
 import pytest
@@ -97,8 +98,19 @@ def test_what_other_hosts_write_is_seen(folder: pathlib.Path, cloud: Store, buck
     assert (folder / "new.txt").exists() and "new.txt" in paths.inside(folder)
 
 
-def test_a_store_that_refuses_is_named(folder: pathlib.Path, cloud: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_refuses_is_named(
+    folder: pathlib.Path, cloud: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In one line: its client, which logs a traceback, is silent."""
     paths.reach(folder, "workdir")
-    monkeypatch.setattr(type(folder), "exists", lambda path: (_ for _ in ()).throw(RuntimeError("no\ncredentials")))
+
+    def refuse(path: pathlib.Path) -> bool:
+        logging.getLogger("gcsfs").error("Traceback")
+        raise RuntimeError("no\ncredentials")
+
+    monkeypatch.setattr(type(folder), "exists", refuse)
     with pytest.raises(UserError, match=r"^workdir: gs://.* cannot be reached \(no credentials\); see to the name"):
         paths.reach(folder, "workdir")
+    assert not caplog.records
+    logging.getLogger("gcsfs").error("heard again")
+    assert caplog.messages == ["heard again"]
