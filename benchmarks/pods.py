@@ -232,7 +232,7 @@ AMONG = [
     "## The recipes",
     "",
     "As they stand in `configs/`, each on the pod that it is set for. A step is all its micro-batches; rows are those "
-    "of one. Of several rounds it is the first.",
+    "of one. Of a recipe with several rounds, the first.",
     "",
 ]
 COLUMNS = {"peak_gb": ".2f", "cycles": ".3e", "wire_gb": ".1f", "tflop": ".1f", "compile_seconds": ".0f"}
