@@ -12,7 +12,7 @@ scaled dot-product attention, as it stands and by torch.compile; and the step co
     peak_gb   most memory held at one time: XLA's allocator, torch.cuda.max_memory_allocated, the compiler's report
     mfu       of the data sheet's bfloat16 peak, by chopjax's count of FLOPs (`train/flops.py`)
 
-A step that does not fit is a dash. The last line is JSON.
+A step that does not fit is a dash, and so is a side that is not installed, each with the reason. The last line is JSON.
 """
 
 import argparse
@@ -67,6 +67,8 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
+        if reason := absent(options.side):
+            raise SystemExit(f"{ABSENT}: {reason}")
         measured = {"chopjax": chopjax_side, "aot": aot_side}.get(options.side, pytorch_side)
         print(json.dumps(measured(ROWS[options.only[0]], options)))
         return
@@ -75,24 +77,43 @@ def main() -> None:
     print(json.dumps(found))
 
 
+def absent(side: str) -> str:
+    """Why a side cannot be measured in this environment; nothing if it can. What `aot` needs it says itself."""
+    if side == "chopjax":
+        import jax
+
+        return "" if jax.default_backend() == "gpu" else "JAX sees no GPU here; pip install 'chopjax[cuda]'"
+    if side == "aot":
+        return ""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return "PyTorch is not installed"
+    return "" if torch.cuda.is_available() else "PyTorch is without CUDA or sees no GPU here"
+
+
 def in_process(name: str, side: str, options: argparse.Namespace) -> Figures | None:
-    """One side of one row in a fresh process, printed; None if it does not fit."""
+    """One side of one row in a fresh process, printed; None if there is nothing to measure."""
     command = [sys.executable, __file__, "--only", name, "--side", side]
     command += ["--repeats", str(options.repeats), "--kind", options.kind]
     place = {"JAX_PLATFORMS": "cpu"} if side == "aot" else {}
     done = subprocess.run(command, env={**os.environ, **place}, capture_output=True, text=True)
-    full = [line for line in done.stderr.splitlines() if any(said in line for said in FULL)]
-    if done.returncode and not full:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-4000:]}")
-    found: Figures | None = None if done.returncode else json.loads(done.stdout.splitlines()[-1])
-    cells = [f"{found[key]:{form}}" if found else "-" for key, form in CELLS.items()]
-    more = f"  {full[-1].strip()[:200]}" if found is None else ""
-    more = f"  ({found['at_best']:.3f} s at best)" if found and "at_best" in found else more
+    if done.returncode:
+        reasons = [line for line in done.stderr.splitlines() if any(said in line for said in REASONS)]
+        if not reasons:
+            raise SystemExit(f"{' '.join(command)}\n{done.stderr[-4000:]}")
+        print(f"{name:12} {side:14} {'-':>9} {'-':>8} {'-':>6}  {reasons[-1].strip()[:200]}", flush=True)
+        return None
+    found: Figures = json.loads(done.stdout.splitlines()[-1])
+    cells = [f"{found[key]:{form}}" for key, form in CELLS.items()]
+    more = f"  ({found['at_best']:.3f} s at best)" if "at_best" in found else ""
     print(f"{name:12} {side:14} {cells[0]:>9} {cells[1]:>8} {cells[2]:>6}{more}", flush=True)
     return found
 
 
-FULL = "RESOURCE_EXHAUSTED", "OutOfMemoryError"
+ABSENT = "not here"
+# Where one of these stands in what a process says at its end, its side is a dash: the last two are JAX's and PyTorch's.
+REASONS = ABSENT, "UserError", "RESOURCE_EXHAUSTED", "OutOfMemoryError"
 CELLS = {"seconds": ".3f", "peak_gb": ".2f", "mfu": ".1%"}
 
 
@@ -129,7 +150,7 @@ def chopjax_side(row: Row, options: argparse.Namespace) -> Figures:
     import jax
     import jax.numpy as jnp
 
-    from chopjax.models.decoder import abstract_params
+    from chopjax.models.decoder import init_params
     from chopjax.models.parameters import declare
     from chopjax.train import optimizers
     from chopjax.train.state import init_state
@@ -140,22 +161,15 @@ def chopjax_side(row: Row, options: argparse.Namespace) -> Figures:
     compiled = lowered.compile()
     compile_seconds = time.perf_counter() - begun
 
-    def filled(shapes: Any) -> Any:
-        def leaf(key: jax.Array, shape: jax.ShapeDtypeStruct) -> jax.Array:
-            matrix = len(shape.shape) > 2 or max(shape.shape) == VOCAB
-            return (0.02 * jax.random.normal(key, shape.shape) if matrix else jnp.ones(shape.shape)).astype(shape.dtype)
-
-        def made() -> Any:
-            leaves, tree = jax.tree.flatten(shapes)
-            keys = list(jax.random.split(jax.random.key(0), len(leaves)))
-            return jax.tree.unflatten(tree, map(leaf, keys, leaves))
-
-        return jax.jit(made)()
+    def fresh(config: Any, dtype: str) -> Any:
+        return jax.jit(lambda key: jax.tree.map(lambda leaf: leaf.astype(dtype), init_params(config, key)))(
+            jax.random.key(0)
+        )
 
     optimizer = optimizers.build(step.optimizer, declare(step.student))
     start = jax.jit(lambda params: init_state(params, optimizer), donate_argnums=0)
-    state = start(filled(abstract_params(step.student)))
-    teacher = None if step.teacher is None else filled(abstract_params(step.teacher, jnp.dtype("bfloat16")))
+    state = start(fresh(step.student, "float32"))
+    teacher = None if step.teacher is None else fresh(step.teacher, "bfloat16")
     tokens = jax.random.randint(jax.random.key(1), (row.rows, LENGTH), 0, VOCAB)
     ones = jnp.ones_like(tokens)
     batch = {"tokens": tokens, "segment_ids": ones, "positions": jnp.cumsum(ones, axis=1) - 1}
