@@ -158,7 +158,7 @@ def measure(name: str, workdir: pathlib.Path, dump: pathlib.Path | None) -> Resu
     result: Result = {"name": name, "topology": row.topology, **figures(costs, splash_flops(step) / slices.devices)}
     result |= {"step": title(step), "rows": step.micro_rows // slices.devices, "length": step.length}
     print_result(result)
-    print_costs(costs)
+    print_costs(costs, result)
     estimate = Estimate(step, slices.devices)
     print(f"    estimated: {estimate.memory().peak / 1e9:.2f} GB, {estimate.wire().ici / 1e9:.1f} GB sent", flush=True)
     return result
@@ -245,7 +245,7 @@ def print_result(result: Result) -> None:
     print(f"{result['name']:16} {result['topology']:10} " + " ".join(f"{cell:>8}" for cell in cells), flush=True)
 
 
-def print_costs(costs: Costs) -> None:
+def print_costs(costs: Costs, result: Result) -> None:
     """What the row's figures are made of, indented below it."""
     if costs.needed_bytes:
         print(f"    does not fit, needs {costs.needed_bytes / 1e9:.2f} GB")
@@ -253,8 +253,7 @@ def print_costs(costs: Costs) -> None:
     print("    GB: " + ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in costs.memory.items()))
     if costs.statistics is not None:
         wire = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in costs.statistics.wire_bytes.items())
-        flops = (costs.statistics.matmul_flops + costs.statistics.kernel_flops) / 1e12
-        print(f"    GB on the wire: {wire}\n    TFLOP: {flops:.1f}", flush=True)
+        print(f"    GB on the wire: {wire}\n    TFLOP: {result['tflop']:.1f}", flush=True)
 
 
 if __name__ == "__main__":
