@@ -91,10 +91,10 @@ def memory(costs: Costs | None, estimated: Memory | None = None) -> list[str]:
 
 
 def traffic(costs: Costs) -> list[str]:
-    """Collectives of a step by kind."""
+    """Collectives of a step by kind; nothing where the compiler gave up for want of memory."""
     statistics = costs.statistics
     if statistics is None:
-        return ["collectives: this compiler cannot print what it made"]
+        return [] if costs.peak_bytes is None else ["collectives: this compiler cannot print what it made"]
     if not statistics.wire_bytes:
         return ["collectives: none"]
     lines = [f"collectives, of a device: {sum(statistics.wire_bytes.values()) / GB:.2f} GB sent in a step"]

@@ -199,7 +199,7 @@ def _training(asked: Asked) -> dict[str, Any]:
     costs = asked.costs(step)
     expected = asked.outlook(step, costs)
     _say([describe.fits(costs, device), *describe.taken(costs, device)])
-    _say([*describe.memory(costs, estimate), *_traffic(costs)])
+    _say([*describe.memory(costs, estimate), *describe.traffic(costs)])
     _say([*describe.work(expected, costs), describe.whole_run(expected, *_steps(asked))])
     if costs.peak_bytes is None:
         _say(_mend(asked, costs, estimate.peak))
@@ -213,17 +213,12 @@ def _other(asked: Asked, name: str, step: Step) -> dict[str, Any]:
     said = [describe.in_training(costs, beside, device)] if beside else []
     said += describe.taken(costs, device, beside)
     if not isinstance(step, TrainingStep):
-        _say([describe.fits(costs, device), *said, *describe.memory(costs), *_traffic(costs)])
+        _say([describe.fits(costs, device), *said, *describe.memory(costs), *describe.traffic(costs)])
         return costs.to_json() | ({"beside_bytes": beside} if beside else {})
     expected, estimate = asked.outlook(step, costs), Estimate(step, asked.slices.devices).memory()
-    _say([describe.fits(costs, device), *said, *describe.memory(costs, estimate), *_traffic(costs)])
+    _say([describe.fits(costs, device), *said, *describe.memory(costs, estimate), *describe.traffic(costs)])
     _say([*describe.work(expected, costs), describe.whole_run(expected, step.step.steps, name)])
     return _figures(costs, expected)
-
-
-def _traffic(costs: Costs) -> list[str]:
-    """What is known of collectives: nothing where the compiler gave up for want of memory."""
-    return [] if costs.peak_bytes is None and costs.statistics is None else describe.traffic(costs)
 
 
 def _sweep(asked: Asked, until_fit: bool) -> list[dict[str, Any]]:
