@@ -40,7 +40,8 @@ campaign: $(VENV)/.test ## the long randomised and full-size tests
 
 gpu: $(VENV)/.test ## the tests that need an NVIDIA GPU, then steps on it beside PyTorch's
 	$(PIP) --editable '.[cuda]'
-	@$(BIN)/python -c "import sys, jax; sys.exit(None if jax.default_backend() == 'gpu' else 'JAX sees no GPU here')"
+	@$(BIN)/python -c "from chopjax import platforms; platforms.skip_absent_tpus(); import sys, jax; \
+		sys.exit(None if jax.default_backend() == 'gpu' else 'make gpu: JAX sees no GPU here')"
 	CHOPJAX_TESTS_ON=cuda,cpu $(BIN)/python -m pytest -m gpu
 	$(BIN)/python benchmarks/gpu.py
 
