@@ -8,7 +8,7 @@ from chopjax.aot.hardware import Device
 from chopjax.aot.live import KINDS
 from chopjax.aot.outlook import Outlook
 from chopjax.aot.steps import TrainingStep
-from chopjax.aot.sweep import DIGITS, ROOM, SAFE, USABLE, Candidate, frontier
+from chopjax.aot.sweep import DIGITS, SAFE, Candidate, frontier, ruled_out
 from chopjax.report.words import scaled, significant
 
 GB = 1e9
@@ -32,7 +32,7 @@ def fits(costs: Costs, device: Device) -> str:
 def foreseen(estimated: Memory, wire: Wire, device: Device) -> list[str]:
     """Memory and traffic of a step by formulas, where nothing was compiled."""
     has = device.memory
-    verdict = "does not fit" if estimated.peak > ROOM * USABLE * has else "fits"
+    verdict = "does not fit" if ruled_out(estimated.peak, device) else "fits"
     if verdict == "fits" and estimated.peak > SAFE * has:
         verdict = "near the limit: compile it"
     lines = [f"by estimate {estimated.peak / GB:.2f} of {has / GB:.2f} GB a device at the peak: {verdict}"]

@@ -71,7 +71,12 @@ def candidates(step: TrainingStep, slices: Slices, device: Device) -> list[Candi
 
 def fitting(found: Iterable[Candidate], device: Device) -> list[Candidate]:
     """Those that may fit into a device's memory."""
-    return [one for one in found if one.peak <= ROOM * USABLE * device.memory]
+    return [one for one in found if not ruled_out(one.peak, device)]
+
+
+def ruled_out(peak: float, device: Device) -> bool:
+    """Whether a step of such an estimate does not fit, whatever a compiler would say."""
+    return peak > ROOM * USABLE * device.memory
 
 
 def worth_compiling(found: Sequence[Candidate], current: TrainingStep, count: int = COMPILES) -> list[Candidate]:

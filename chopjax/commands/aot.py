@@ -174,8 +174,11 @@ def _introduce(asked: Asked) -> None:
 def _estimate(asked: Asked) -> None:
     """Prints what formulas say of the step."""
     estimate, expected = asked.estimate, asked.outlook(asked.step, None)
-    _say(describe.foreseen(estimate.memory(), estimate.wire(), asked.device))
+    memory = estimate.memory()
+    _say(describe.foreseen(memory, estimate.wire(), asked.device))
     _say([*describe.work(expected, None), describe.whole_run(expected, *_steps(asked)), *_on_top(asked.found)])
+    if sweep.ruled_out(memory.peak, asked.device):
+        _say(_mend(asked, None, memory.peak))
 
 
 def _steps(asked: Asked) -> tuple[int, str]:
@@ -202,7 +205,7 @@ def _training(asked: Asked) -> dict[str, Any]:
     _say([*describe.memory(costs, estimate), *describe.traffic(costs)])
     _say([*describe.work(expected, costs), describe.whole_run(expected, *_steps(asked))])
     if costs.peak_bytes is None:
-        _say(_mend(asked, costs, estimate.peak))
+        _say(_mend(asked, costs.needed_bytes, estimate.peak))
     return _figures(costs, expected)
 
 
@@ -257,10 +260,10 @@ def _sweep(asked: Asked, until_fit: bool) -> list[dict[str, Any]]:
     return [one.changes | _figures(costs, expected) for one, costs, expected in compiled]
 
 
-def _mend(asked: Asked, costs: Costs, estimated: float) -> list[str]:
+def _mend(asked: Asked, needed: int | None, estimated: float) -> list[str]:
     """What would fit by estimate, nearest to what was asked for."""
     every = sweep.candidates(asked.step, asked.slices, asked.device)
-    best = sweep.nearest(every, asked.step, asked.device, costs.needed_bytes or 0, estimated)
+    best = sweep.nearest(every, asked.step, asked.device, needed or 0, estimated)
     if best is None:
         return [f"no setting of this batch fits {asked.slices} by estimate; take more chips or larger ones"]
     said = describe.settings(best.changed(asked.now))

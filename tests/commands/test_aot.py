@@ -130,7 +130,14 @@ def test_by_estimate_alone(source: pathlib.Path, tmp_path: pathlib.Path) -> None
         "on top of these come 10 steps (before the chop), which train another model",
     ):
         assert words in done.stdout, done.stdout
-    assert not (tmp_path / "run").exists()
+    assert "would fit" not in done.stdout and not (tmp_path / "run").exists()
+
+
+def test_what_to_change_by_estimate_alone(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    large = "--config.train.batch=32768", "--config.data.length=512"
+    said = aot(source, tmp_path / "run", "--topology=v5e-4", "--estimate", *large).stdout
+    assert re.search(r"by estimate [0-9.]+ of 17.18 GB a device at the peak: does not fit\n", said), said
+    assert re.search(r"would fit by estimate, [0-9.]+ GB: --config.train.accumulate=4; --fit compiles such\n", said)
 
 
 @pytest.mark.skipif(bool(gpus.versions()), reason="JAX's CUDA plugin is installed")
