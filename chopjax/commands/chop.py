@@ -1,4 +1,4 @@
-"""The plan applied file to file, without a device and one tensor at a time: the folder `WORKDIR/student/`.
+"""The plan applied file to file, without a device and a few tensors at a time: the folder `WORKDIR/student/`.
 
 Only a refit, where the plan lists one, needs devices: it reads the plain chop and the source.
 """
@@ -24,6 +24,8 @@ from chopjax.hf.reading import read_leaf
 from chopjax.hf.writing import LazyTensor, export_dtype, write_checkpoint
 
 STAGE = Stage("chop", (STUDENT,))
+# Tensors in memory at one time, each made by a thread: turning them round takes longer than the disk does.
+AT_ONCE = 4
 
 
 def main(chosen: Settings) -> None:
@@ -61,7 +63,7 @@ def _work(run: Run) -> None:
 
 
 def chop_files(source: Checkpoint, plan: Plan, folder: pathlib.Path, max_shard_bytes: int) -> None:
-    """Streams a checkpoint through a plan into another: one source tensor at a time is in memory.
+    """Streams a checkpoint through a plan into another: `AT_ONCE` source tensors are in memory at a time.
 
     Raises:
         UserError: stock transformers could not load the result; `folder` exists; a tensor holds NaN or infinity; the
@@ -82,7 +84,7 @@ def chop_files(source: Checkpoint, plan: Plan, folder: pathlib.Path, max_shard_b
     lines = planning.describe(plan)
     card = model_card(source.source, config, source.config, lines, notes=[*([note] if note else []), *words.notes])
     raw = words.ids(family.config_to_hf(config, source.raw_config, source.dtype))
-    write_checkpoint(folder, tensors, raw, source.folder, card, max_shard_bytes, instead=words.files)
+    write_checkpoint(folder, tensors, raw, source.folder, card, max_shard_bytes, instead=words.files, at_once=AT_ONCE)
 
 
 def _chopped(source: Checkpoint, plan: Plan, tensor: Tensor) -> np.ndarray:

@@ -1,15 +1,18 @@
 """Writing checkpoints: streamed tensor by tensor, split into shards, atomic.
 
-`write_checkpoint` takes tensors that are produced when their turn comes, so that file-to-file work and exports from
-sharded arrays both hold one tensor at a time. jax is imported only where jax arrays are exported.
+`write_checkpoint` takes tensors that are produced when their turn comes, so that file-to-file work holds a
+few tensors at a time and exports from sharded arrays one. jax is imported only where jax arrays are exported.
 """
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,7 @@ def write_checkpoint(
     write: bool = True,
     check_finite: bool = True,
     instead: Mapping[str, str | None] | None = None,
+    at_once: int = 1,
 ) -> None:
     """Writes a Hugging Face folder, which appears when it is complete.
 
@@ -81,6 +85,7 @@ def write_checkpoint(
         write: False makes all tensors and writes nothing: for all processes but one, where making is collective.
         check_finite: whether NaN and infinities are refused.
         instead: contents by name for some of the files that would be copied; None leaves one out.
+        at_once: tensors that are made at one time, each in a thread; where making is collective, 1.
 
     Raises:
         UserError: the folder exists and is not to be replaced, or a tensor holds NaN or infinity.
@@ -103,7 +108,7 @@ def write_checkpoint(
             names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
             _write_index(partial, dict(zip(names, shards, strict=True)))
         for name, shard in zip(names, shards, strict=True):
-            _write_shard(partial / name, shard, check_finite)
+            _write_shard(partial / name, shard, check_finite, at_once)
             sent(partial / name)
 
 
@@ -193,14 +198,33 @@ def _in_write_order(shard: Sequence[LazyTensor]) -> list[LazyTensor]:
     return [by_name[name] for name in safetensors.write_order(_specs(shard))]
 
 
-def _write_shard(file: Path, shard: Sequence[LazyTensor], check_finite: bool) -> None:
+def _write_shard(file: Path, shard: Sequence[LazyTensor], check_finite: bool, at_once: int) -> None:
     with safetensors.Writer(file, _specs(shard)) as writer:
-        for tensor in _in_write_order(shard):
-            array = tensor.read()
+        for tensor, array in _made(_in_write_order(shard), at_once):
             if check_finite and not safetensors.all_finite(array):
                 hint = "; float16 ends at 65504, try bfloat16" if tensor.dtype == np.float16 else ""
                 raise UserError(f"tensor {tensor.name} holds NaN or infinity and is not written{hint}")
             writer.write(tensor.name, array)
+
+
+def _made(tensors: Sequence[LazyTensor], at_once: int) -> Iterator[tuple[LazyTensor, np.ndarray]]:
+    """Each tensor with its array, in this order; some are made ahead while others are written."""
+    if at_once == 1:
+        yield from ((tensor, tensor.read()) for tensor in tensors)
+        return
+    waiting, making = iter(tensors), deque[tuple[LazyTensor, Future[np.ndarray]]]()
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        while True:
+            making.extend(
+                (tensor, pool.submit(tensor.read)) for tensor in itertools.islice(waiting, at_once - len(making))
+            )
+            if not making:
+                return
+            tensor, array = making.popleft()
+            yield tensor, array.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _write_index(folder: Path, shards: Mapping[str, Sequence[LazyTensor]]) -> None:
@@ -216,18 +240,24 @@ def _produce(leaf: Any, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
         part = leaf if axis is None else np.take(leaf, tensor.layer or 0, axis)
         with np.errstate(over="ignore"):  # an overflow is found, and the tensor named, where it is written
             return tensor.to_file(part.astype(dtype, copy=False))
-    taken = _taker(axis, dtype, _replicated(leaf))(leaf, np.int32(tensor.layer or 0))
-    return tensor.to_file(np.asarray(taken.addressable_data(0) if not leaf.is_fully_addressable else taken))
+    order = tuple(tensor.leaf_axes.index(name) for name in tensor.file_axes)
+    taken = _taker(axis, dtype, order, tensor.shape, _replicated(leaf))(leaf, np.int32(tensor.layer or 0))
+    return np.asarray(taken.addressable_data(0) if not leaf.is_fully_addressable else taken)
 
 
 @functools.cache
-def _taker(axis: int | None, dtype: np.dtype, sharding: Any) -> Callable[[Any, Any], Any]:
-    """A compiled function that takes one layer of a leaf and rounds it, on the devices, before it is gathered."""
+def _taker(
+    axis: int | None, dtype: np.dtype, order: tuple[int, ...], shape: tuple[int, ...], sharding: Any
+) -> Callable[[Any, Any], Any]:
+    """A compiled function that takes one layer of a leaf and rounds it, on the devices, before it is gathered.
+
+    It also puts the axes as they lie in the file, for which a host takes longer than for all else.
+    """
     import jax
 
     def take(leaf: Any, layer: Any) -> Any:
         part = leaf if axis is None else jax.lax.dynamic_index_in_dim(leaf, layer, axis, keepdims=False)
-        return part.astype(dtype)
+        return part.astype(dtype).transpose(order).reshape(shape)
 
     return jax.jit(take, out_shardings=sharding)
 

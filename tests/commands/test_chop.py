@@ -1,9 +1,11 @@
 """A chop from file to file is the chop in memory, bit for bit; what stock transformers could not load is refused."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import tempfile
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +22,11 @@ from chopjax.chop.apply import chop_config, chop_params
 from chopjax.chop.edits import MergeKvHeads
 from chopjax.chop.heads import head_residual, neighbours
 from chopjax.chop.plan import Plan
+from chopjax.commands import chop
 from chopjax.commands.chop import chop_files
 from chopjax.errors import UserError
 from chopjax.hf.checkpoint import open_checkpoint
-from chopjax.hf.reading import load_params, read_tensor
+from chopjax.hf.reading import load_params, read_leaf, read_tensor
 from chopjax.models.config import ModelConfig
 from chopjax.models.decoder import forward, logits
 from chopjax.models.parameters import declare
@@ -72,6 +75,23 @@ def test_file_to_file_equals_in_memory(family: str, sources: dict[str, pathlib.P
         assert student.config == chop_config(source.config, plan)
         in_memory = jax.tree.map(np.asarray, load_params(source))  # jax and numpy agree: tests/chop/test_apply.py
         same_bits(load_params(student), chop_params(plan, declare(source.config), in_memory))
+
+
+def test_some_tensors_are_chopped_at_one_time(
+    sources: dict[str, pathlib.Path], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, together = open_checkpoint(sources["qwen2"]), threading.Barrier(2)
+    met: list[object] = []
+
+    def read(*where: object) -> np.ndarray:
+        with contextlib.suppress(threading.BrokenBarrierError):  # of the last, where they are odd
+            together.wait(0.5)
+            met.append(where)
+        return read_leaf(*where)
+
+    monkeypatch.setattr(chop, "read_leaf", read)
+    chop_files(source, Plan(source.config.sizes, {}), tmp_path / "student", WHOLE)
+    assert met
 
 
 def edit_plan(config: ModelConfig) -> Plan:

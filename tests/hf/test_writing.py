@@ -1,19 +1,25 @@
 """Shards, atomicity, and what an export refuses."""
 
 import dataclasses
+import functools
 import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hf.plain_checkpoints import SMALL, plain_checkpoint, random_params
+from safetensors.numpy import load_file
 
 from chopjax.errors import UserError
 from chopjax.hf.checkpoint import open_checkpoint
+from chopjax.hf.families import Tensor
 from chopjax.hf.safetensors import INDEX, read_tensor
 from chopjax.hf.verify import verify_folder
 from chopjax.hf.writing import LazyTensor, export_params, plan_shards, write_checkpoint
@@ -86,6 +92,33 @@ def test_refusals_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="embed/table"):
         export_params(tmp_path / "export", params, dataclasses.replace(SMALL, vocab=66, tied=False), source)
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
+def test_devices_turn_their_tensors_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host would take longer for that than for all else."""
+    source, params = open_checkpoint(plain_checkpoint(tmp_path / "source")), random_params(SMALL)
+    export_params(tmp_path / "by_host", params, SMALL, source, dtype="bfloat16")
+    monkeypatch.delattr(Tensor, "to_file")
+    export_params(tmp_path / "by_device", jax.tree.map(jnp.asarray, params), SMALL, source, dtype="bfloat16")
+    one, other = (folder / "model.safetensors" for folder in (tmp_path / "by_host", tmp_path / "by_device"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_tensors_are_made_at_one_time_and_written_in_order(tmp_path: Path) -> None:
+    together = threading.Barrier(4, timeout=30)  # which nobody passes alone
+
+    def make(number: int) -> np.ndarray:
+        together.wait()
+        return np.full(3, number, np.float32)
+
+    tensors = [LazyTensor(f"{n}", FLOAT, (3,), functools.partial(make, n)) for n in range(8)]
+    write_checkpoint(tmp_path / "whole", tensors, {"model_type": "new"}, at_once=4)
+    written = load_file(tmp_path / "whole" / "model.safetensors")
+    assert {name: list(array) for name, array in written.items()} == {f"{n}": [n, n, n] for n in range(8)}
+    bad = LazyTensor("bad", FLOAT, (3,), lambda: np.full(3, np.nan, np.float32))
+    with pytest.raises(UserError, match="bad holds NaN"):
+        write_checkpoint(tmp_path / "broken", [*tensors[:4], bad], {"model_type": "new"}, at_once=4)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["whole"]
 
 
 def test_an_existing_folder_is_refused_or_replaced_whole(tmp_path: Path) -> None:
