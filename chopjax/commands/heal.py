@@ -70,7 +70,7 @@ def trained_params(run: Run) -> tuple[int, dict[str, Any]]:
     """
     phase = _healing(run)
     with training.checkpoints(run, phase, identity(run)) as checkpoints:
-        state = training.at_end(run, phase, checkpoints)
+        state = training.at_end(run, phase, checkpoints, whole=phase.dimchop is not None)
     _refuse_overflown(run, state)
     params = state.params
     if phase.dimchop is not None:

@@ -20,7 +20,7 @@ from chopjax.distill.projections import init_projections
 from chopjax.errors import UserError
 from chopjax.models.config import ModelConfig
 from chopjax.train import on_policy, optimizers
-from chopjax.train.checkpoints import Checkpoints
+from chopjax.train.checkpoints import UNREAD, Checkpoints
 from chopjax.train.config import OptimizerConfig
 from chopjax.train.loop import Before, train, unchanged
 from chopjax.train.schedules import make_schedule
@@ -60,8 +60,8 @@ def train_phase(
             return train(step, state, params, batches, run.mesh, phase.until, watch.after, before)
 
 
-def at_end(run: Run, phase: Phase, checkpoints: Checkpoints) -> TrainState:
-    """The state that a phase ended with.
+def at_end(run: Run, phase: Phase, checkpoints: Checkpoints, whole: bool = False) -> TrainState:
+    """The state that a phase ended with; unless it is to be whole, `UNREAD` in place of all but step and parameters.
 
     Raises:
         UserError: it is not there, whatever else is, or cannot be read.
@@ -71,7 +71,11 @@ def at_end(run: Run, phase: Phase, checkpoints: Checkpoints) -> TrainState:
             f"{checkpoints.folder} lacks the checkpoint of step {phase.until}, with which training ended; put it back, "
             "or run python -m chopjax.train, which trains again from the newest that is there"
         )
-    restored = checkpoints.restore(abstract(run, phase), phase.until)
+    wanted = abstract(run, phase)
+    if not whole:  # twice as many bytes as the parameters
+        opt_state, teacher = jax.tree.map(lambda leaf: UNREAD, (wanted.opt_state, wanted.teacher))
+        wanted = dataclasses.replace(wanted, opt_state=opt_state, teacher=teacher)
+    restored = checkpoints.restore(wanted, phase.until)
     assert restored is not None, "a step that is listed is restored"
     return restored.state
 

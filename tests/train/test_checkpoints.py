@@ -23,7 +23,7 @@ from orbax.checkpoint import v1 as ocp
 
 from chopjax.errors import Preempted, UserError
 from chopjax.train import preemption
-from chopjax.train.checkpoints import Checkpoints
+from chopjax.train.checkpoints import UNREAD, Checkpoints
 
 IDENTITY = {"train.learning_rate": 3e-4, "plan.layers": (0, 2), "plan.file": "", "teacher": None}
 
@@ -106,6 +106,28 @@ def test_a_saved_state_may_be_donated_at_once(tmp_path: pathlib.Path) -> None:
         restored = checkpoints.restore(abstract(make(1, on), on))
     assert restored is not None
     assert_same_bits(restored.state, make(1, on))
+
+
+def test_what_is_not_to_be_read_is_left_out(tmp_path: pathlib.Path) -> None:
+    on = mesh(1, 4, 2)
+    whole = make(1, on)
+    target = abstract(whole, on)
+    target = dataclasses.replace(target, opt_state=jax.tree.map(lambda leaf: UNREAD, target.opt_state))
+    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+        checkpoints.save(1, whole, {})
+        restored = checkpoints.restore(target)
+        assert restored is not None
+        assert_same_bits(restored.state.params, whole.params)
+        assert all(leaf is UNREAD for leaf in jax.tree.leaves(restored.state.opt_state))
+        with pytest.raises(UserError, match="more is absent there"):
+            checkpoints.restore(dataclasses.replace(target, params=target.params | {"more": UNREAD}))
+
+
+def test_arrays_are_stored_as_they_are(tmp_path: pathlib.Path) -> None:
+    """Compressing them would hold all of them in memory twice."""
+    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+        checkpoints.save(1, {"x": jnp.zeros(2**18)}, {})
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) >= 2**20
 
 
 def test_the_last_and_the_best_are_kept(tmp_path: pathlib.Path) -> None:
