@@ -1,5 +1,6 @@
 """Would a stock reader load the folder, is what it holds sound, and does it say what the run's own weights say?"""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -92,12 +93,19 @@ def _logits(run: Run, config: ModelConfig, params: dict) -> np.ndarray:
     """Logits of a few random tokens, from parameters on the mesh, on every host."""
     tokens = (np.asarray(TOKENS, np.int32) % config.vocab)[None]
 
+    # Accelerators would make float32 products of TF32 or bfloat16 parts, and so say something else than stock readers.
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(_forward(config, replicated(run.mesh))(params, tokens))
+
+
+@functools.cache
+def _forward(config: ModelConfig, sharding: jax.sharding.Sharding) -> Callable[[dict, np.ndarray], jax.Array]:
+    """One program for all weights of a config: XLA takes long over exact products on GPUs."""
+
     def forwarded(params: dict, tokens: jax.Array) -> jax.Array:
         return logits(config, params, forward(config, params, tokens).hidden)
 
-    # Accelerators would make float32 products of TF32 or bfloat16 parts, and so say something else than stock readers.
-    with jax.default_matmul_precision("highest"):
-        return np.asarray(jax.jit(forwarded, out_shardings=replicated(run.mesh))(params, tokens))
+    return jax.jit(forwarded, out_shardings=sharding)
 
 
 def _report(folder: str, say: Callable[[str], None]) -> None:
