@@ -1,4 +1,4 @@
-"""Which platforms JAX should look for; settled before jax is imported."""
+"""Which platforms JAX should look for, and how much of the host they may take; settled before jax is imported."""
 
 import importlib.util
 import os
@@ -6,6 +6,7 @@ import pathlib
 
 PCI = pathlib.Path("/sys/bus/pci/devices")
 GOOGLE = "0x1ae0"
+PINNED = "XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"
 
 
 def skip_absent_tpus(pci: pathlib.Path = PCI) -> None:
@@ -21,6 +22,15 @@ def skip_absent_tpus(pci: pathlib.Path = PCI) -> None:
         return
     if importlib.util.find_spec("jax_plugins") is None and not _made_by_google(pci):
         os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def allow_pinned_memory() -> None:
+    """Lets the client of GPUs pin as much of the host's memory as there is, unless a person set a limit.
+
+    It would stop at 64 GB: a checkpoint of 5.7 billion parameters, which passes through such memory, would fail.
+    """
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
+    os.environ.setdefault(PINNED, str(max(64, there)))
 
 
 def _made_by_google(pci: pathlib.Path) -> bool:

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from chopjax.platforms import skip_absent_tpus
+from chopjax.platforms import PINNED, allow_pinned_memory, skip_absent_tpus
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,13 @@ def test_platforms(
         monkeypatch.delenv("JAX_PLATFORMS")
     skip_absent_tpus(tmp_path)
     assert os.environ.get("JAX_PLATFORMS") == wanted
+
+
+def test_what_may_be_pinned_is_what_is_there_unless_somebody_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**27}.__getitem__)
+    monkeypatch.setenv(PINNED, "70")
+    allow_pinned_memory()
+    assert os.environ[PINNED] == "70"
+    monkeypatch.delenv(PINNED)
+    allow_pinned_memory()
+    assert os.environ[PINNED] == "512"
