@@ -84,21 +84,28 @@ def _work(run: Run) -> None:
     evaluations: dict[str, dict[str, Any]] = {}
     samples = [{"prompt": prompt} for prompt in run.settings.evaluate.prompts]
     for name, checkpoint in _models(run).items():
-        own = checkpoint is run.teacher
-        config, params = (run.teacher_config, teacher) if own else (checkpoint.config, run.load(checkpoint))
-        found = heldout(run, config, params, None if own else teacher)
-        if not math.isfinite(found.nll):
-            raise UserError(f"evaluate: the loss of the {name} model is {found.nll}; its weights are broken")
-        evaluations[name] = dataclasses.asdict(found)
-        if run.settings.evaluate.window:
-            evaluations[name]["rolling_perplexity"] = _rolling(run, config, params).perplexity
-        evaluations[name]["choices"] = _accuracies(run, config, params)
-        for sample, text in zip(samples, _texts(run, config, params), strict=True):
+        evaluations[name], texts = _evaluated(run, name, checkpoint, teacher)
+        for sample, text in zip(samples, texts, strict=True):
             sample[name] = text
     if run.writer:
         finite = {name: {key: _finite(value) for key, value in found.items()} for name, found in evaluations.items()}
         files.write_json(run.workdir / EVALUATION, finite)
         files.write_json(run.workdir / SAMPLES, samples)
+
+
+def _evaluated(
+    run: Run, name: str, checkpoint: Checkpoint, teacher: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """A model's figures, and what it says; its parameters are gone before the next one's are read."""
+    own = checkpoint is run.teacher
+    config, params = (run.teacher_config, teacher) if own else (checkpoint.config, run.load(checkpoint))
+    found = heldout(run, config, params, None if own else teacher)
+    if not math.isfinite(found.nll):
+        raise UserError(f"evaluate: the loss of the {name} model is {found.nll}; its weights are broken")
+    figures = dataclasses.asdict(found)
+    if run.settings.evaluate.window:
+        figures["rolling_perplexity"] = _rolling(run, config, params).perplexity
+    return figures | {"choices": _accuracies(run, config, params)}, _texts(run, config, params)
 
 
 def _finite(value: Any) -> Any:
