@@ -61,6 +61,9 @@ def in_process(side: str, threads: int) -> dict[str, float]:
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """FLOPs of the matmul, and tokens of train step and forward, each per CPU second; and FLOPs a token."""
+    from chopjax import platforms
+
+    platforms.keep_memory()  # as every command does; and for PyTorch too
     from chopjax.hf.checkpoint import open_checkpoint
     from chopjax.models.parameters import flops_per_token
 
