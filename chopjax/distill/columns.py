@@ -1,6 +1,7 @@
 """The columns of the logits that a device holds, and what is told of all of them together."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -39,7 +40,8 @@ class Columns:
 
     def masked(self, logits: Float[Array, "token column"]) -> Float[Array, "token column"]:
         """Logits without those of columns that pad."""
-        return jnp.where(self.is_token, logits, MASKED)
+        held = self.width * math.prod(jax.lax.axis_size(axis) for axis in self.axes)
+        return jnp.where(self.is_token, logits, MASKED) if held > self.tokens else logits
 
     def sum(self, values: Float[Array, "token column"]) -> Float[Array, "token 1"]:
         """Over all columns of all devices."""
@@ -59,6 +61,9 @@ class Columns:
     def spread(self, ids: Int[Array, "token k"], values: Float[Array, "token k"]) -> Float[Array, "token column"]:
         """The values in the columns `ids`, 0 in all others."""
         mine, place = self._mine(ids)
+        if ids.shape[1] == 1:  # made where it is used, with no array of its own
+            here = place == jnp.arange(self.width, dtype=place.dtype)[None]
+            return jnp.where(mine & here, values, jnp.zeros((), values.dtype))
         rows = jnp.arange(ids.shape[0])[:, None]
         zeros = jnp.zeros((ids.shape[0], self.width), values.dtype)
         return zeros.at[rows, jnp.where(mine, place, self.width)].add(values, mode="drop")

@@ -64,7 +64,8 @@ def attention(
 
 
 def _dense(q: Array, k: Array, v: Array, mask: Bool[Array, "batch length source"]) -> Array:
-    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None, :, :], scores * q.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
+    # The order of axes is that in which a product gives them, or CPUs turn arrays of this size round.
+    scores = jnp.einsum("btkgh,bskh->bktgs", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, :, None, :], scores * q.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v)
+    return jnp.einsum("bktgs,bskh->btkgh", weights, v)

@@ -7,6 +7,7 @@ weights need no re-ordering.
 import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -30,18 +31,34 @@ def rotation(
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
+@jax.custom_vjp
 def rotate(
     x: Float[Array, "batch length *heads head_dim"],
     cos: Float[Array, "batch length pairs"],
     sin: Float[Array, "batch length pairs"],
 ) -> Float[Array, "batch length *heads head_dim"]:
-    """Rotates the first 2 · pairs dimensions of every head; the rest pass through."""
+    """Rotates the first 2 · pairs dimensions of every head; the rest pass through.
+
+    Its gradient is rotated back the same way: JAX's own would be four padded pieces, added up. Angles get none.
+    """
     pairs = cos.shape[-1]
     heads = (1,) * (x.ndim - 3)
     cos = cos.reshape(*cos.shape[:2], *heads, pairs).astype(x.dtype)
     sin = sin.reshape(*sin.shape[:2], *heads, pairs).astype(x.dtype)
     first, second, rest = x[..., :pairs], x[..., pairs : 2 * pairs], x[..., 2 * pairs :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+
+
+def _rotate_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, tuple[Array, Array]]:
+    return rotate(x, cos, sin), (cos, sin)
+
+
+def _rotate_backward(angles: tuple[Array, Array], d_y: Array) -> tuple[Array, None, None]:
+    cos, sin = angles
+    return rotate(d_y, cos, -sin), None, None
+
+
+rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
 def attention_factor(config: ModelConfig) -> float:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chopjax.models.config import ModelConfig, Rope
-from chopjax.models.rope import rotation
+from chopjax.models.rope import rotate, rotation
 
 POSITIONS = 48
 # One longer and one shorter than the model's positions and than the original ones.
@@ -96,3 +97,17 @@ def test_rotation_equals_transformers(kind: str, fraction: float) -> None:
                 np.testing.assert_allclose(mine, reference.numpy()[..., :pairs], atol=2e-5, rtol=0)
 
     check()
+
+
+@pytest.mark.parametrize("heads", [(3,), (3, 2)])
+@pytest.mark.parametrize("pairs", [5, 3])
+def test_rotation_is_a_complex_product_and_its_gradient_that_of_the_formula(pairs: int, heads: tuple[int, ...]) -> None:
+    angles = jax.random.normal(jax.random.key(0), (2, 7, pairs))
+    cos, sin = 1.3 * jnp.cos(angles), 1.3 * jnp.sin(angles)
+    x, d_y = jax.random.normal(jax.random.key(1), (2, 2, 7, *heads, 10))
+    y, back = jax.vjp(lambda x: rotate(x, cos, sin), x)
+    first, second, rest = jnp.split(x, (pairs, 2 * pairs), axis=-1)
+    turned = jax.lax.complex(first, second) * jax.lax.complex(cos, sin).reshape(2, 7, *(1 for _ in heads), pairs)
+    np.testing.assert_allclose(y, jnp.concatenate([turned.real, turned.imag, rest], axis=-1), rtol=0, atol=1e-6)
+    _, jaxs_own = jax.vjp(lambda x: rotate.fun(x, cos, sin), x)
+    np.testing.assert_allclose(back(d_y)[0], jaxs_own(d_y)[0], rtol=0, atol=1e-6)
