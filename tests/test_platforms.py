@@ -3,8 +3,6 @@
 import importlib.util
 import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
@@ -47,33 +45,3 @@ def test_what_may_be_pinned_is_what_is_there_unless_somebody_says_otherwise(monk
     monkeypatch.delenv(PINNED)
     allow_pinned_memory()
     assert os.environ[PINNED] == "512"
-
-
-GIVEN_BACK = """
-import pathlib, resource, sys
-import numpy as np
-from chopjax import platforms
-if sys.argv[1] == "keep":
-    platforms.keep_memory(pathlib.Path(sys.argv[2]))
-np.ones(2**25)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(8):
-    np.ones(2**25)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-def faults(tmp_path: pathlib.Path, keep: str, **env: str) -> int:
-    """Pages that the system had to find for 8 arrays of 256 MiB after a first one."""
-    env = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "GLIBC_TUNABLES")} | env
-    command = [sys.executable, "-c", GIVEN_BACK, keep, str(tmp_path)]
-    return int(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
-def test_memory_that_was_given_back_is_taken_again(tmp_path: pathlib.Path) -> None:
-    from_the_system = faults(tmp_path, "", JAX_PLATFORMS="cpu")
-    assert from_the_system > 100  # at least one for each huge page
-    assert faults(tmp_path, "keep", JAX_PLATFORMS="cpu") < from_the_system / 10
-    assert faults(tmp_path, "keep", JAX_PLATFORMS="tpu") > from_the_system / 2
-    assert faults(tmp_path, "keep", JAX_PLATFORMS="cpu", GLIBC_TUNABLES="glibc.malloc.top_pad=0") > from_the_system / 2

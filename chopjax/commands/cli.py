@@ -68,7 +68,6 @@ def run(
                 options, argv = _own_flags(own, sys.argv)
                 chosen = parse(argv, positional, required)
                 platforms.skip_absent_tpus()
-                platforms.keep_memory()
                 platforms.allow_pinned_memory()
                 main = _main_of(command) if isinstance(command, str) else command
             main(chosen, *options)
