@@ -20,8 +20,11 @@ MODEL = ModelConfig(layers=3, embed=200, kv_heads=2, q_per_kv=3, head_dim=24, ml
 
 @pytest.mark.gpu
 def test_in_whole_float32_on_a_gpu() -> None:
-    """Whatever precision products otherwise have there: by 1.4e-5 on an H200, where TF32 differs by 1.7e-2."""
-    params = random_params(MODEL, 5)
+    """Whatever precision products otherwise have there: weights rounded to TF32 move these logits by 1e-3.
+
+    Larger ones would not do: at a scale of 0.4 their last bits move the logits by 1e-5 and more, on any device.
+    """
+    params = random_params(MODEL, 5, scale=0.05)
     with jax.default_matmul_precision("default"):
         found, wanted = (
             verify._logits(
@@ -29,7 +32,7 @@ def test_in_whole_float32_on_a_gpu() -> None:
             )
             for device in (jax.devices("cuda")[0], jax.devices("cpu")[0])
         )
-    assert np.abs(found - wanted).max() <= verify.STOCK_TOLERANCE * np.abs(wanted).max()
+    assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
 def test_one_program_for_all_weights_of_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
