@@ -240,8 +240,8 @@ def _produce(leaf: Any, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
         part = leaf if axis is None else np.take(leaf, tensor.layer or 0, axis)
         with np.errstate(over="ignore"):  # an overflow is found, and the tensor named, where it is written
             return tensor.to_file(part.astype(dtype, copy=False))
-    order = tuple(tensor.leaf_axes.index(name) for name in tensor.file_axes)
-    taken = _taker(axis, dtype, order, tensor.shape, _replicated(leaf))(leaf, np.int32(tensor.layer or 0))
+    taker = _taker(axis, dtype, tensor.file_order, tensor.shape, _replicated(leaf))
+    taken = taker(leaf, np.int32(tensor.layer or 0))
     return np.asarray(taken.addressable_data(0) if not leaf.is_fully_addressable else taken)
 
 

@@ -74,10 +74,14 @@ class Tensor:
         """The same axes in file order."""
         return tuple(axis for group in self.groups for axis in group)
 
+    @property
+    def file_order(self) -> tuple[int, ...]:
+        """Where each of `file_axes` stands in `leaf_axes`."""
+        return tuple(self.leaf_axes.index(axis) for axis in self.file_axes)
+
     def to_file(self, part: np.ndarray) -> np.ndarray:
         """This tensor's part of the leaf, of shape `leaf_axes`, as it lies in the file."""
-        order = [self.leaf_axes.index(axis) for axis in self.file_axes]
-        return np.ascontiguousarray(part.transpose(order)).reshape(self.shape)
+        return np.ascontiguousarray(self.file_view(part)).reshape(self.shape)
 
     def from_file(self, tensor: np.ndarray) -> np.ndarray:
         """The inverse of `to_file`: a view of shape `leaf_axes`."""
@@ -89,7 +93,7 @@ class Tensor:
 
     def file_view(self, part: np.ndarray) -> np.ndarray:
         """An array with `leaf_axes` as a view with `file_axes`."""
-        return part.transpose([self.leaf_axes.index(axis) for axis in self.file_axes])
+        return part.transpose(self.file_order)
 
 
 @dataclasses.dataclass(frozen=True)
