@@ -286,9 +286,9 @@ class Checkpoints:
             raise ValueError("its list of arrays is damaged")
         saved = _shapes(metadata)
         wanted = _shapes(abstract_state)
-        unread = {name for name, said in wanted.items() if said is UNREAD and name in saved}
-        for name in (name for name in {**saved, **wanted} if name not in unread):
-            if saved.get(name) != wanted.get(name):
+        for name in {**saved, **wanted}:
+            left_out = wanted.get(name) is UNREAD and name in saved
+            if not left_out and saved.get(name) != wanted.get(name):
                 raise UserError(
                     f"{self.folder}/{step}: {name} is {saved.get(name, 'absent')} there and "
                     f"{wanted.get(name, 'absent')} in this run; set another workdir"
