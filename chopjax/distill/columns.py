@@ -61,9 +61,8 @@ class Columns:
     def spread(self, ids: Int[Array, "token k"], values: Float[Array, "token k"]) -> Float[Array, "token column"]:
         """The values in the columns `ids`, 0 in all others."""
         mine, place = self._mine(ids)
-        if ids.shape[1] == 1:  # made where it is used, with no array of its own
-            here = place == jnp.arange(self.width, dtype=place.dtype)[None]
-            return jnp.where(mine & here, values, jnp.zeros((), values.dtype))
+        if ids.shape[1] == 1:  # fuses with what reads it; a scatter is an array of its own
+            return jnp.where(place == jnp.arange(self.width, dtype=place.dtype)[None], values, jnp.zeros_like(values))
         rows = jnp.arange(ids.shape[0])[:, None]
         zeros = jnp.zeros((ids.shape[0], self.width), values.dtype)
         return zeros.at[rows, jnp.where(mine, place, self.width)].add(values, mode="drop")
