@@ -38,8 +38,11 @@ TINY = LLAMA_3B | {"hidden_size": 192, "intermediate_size": 256, "num_hidden_lay
 TINY |= {"num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 49280}
 WIDTH = "configs/llama31_8b_to_4b_width.py"
 SHORT: dict[str, Any] = {"data.heldout_fraction": 0.1, "train.log_every": 5, "train.keep": 1, "train.keep_best": 0}
-BATCHES: dict[str, Any] = {"data.length": 4096, "loss.chunk": 2048, "train.batch": 4, "train.steps": 30}
-BATCHES |= {
+BATCHES: dict[str, Any] = {
+    "data.length": 4096,
+    "loss.chunk": 2048,
+    "train.batch": 4,
+    "train.steps": 30,
     "train.save_every": 15,
     "train.evaluate_every": 15,
     "evaluate.rows": 16,
