@@ -90,6 +90,23 @@ def size(file: pathlib.Path) -> int:
     return typing.cast(Any, file.stat()).length if is_remote(file) else file.stat().st_size
 
 
+def version(file: pathlib.Path) -> tuple[str, ...]:
+    """Changes when the contents of a file do: size and time of the last write, in a store also the write's number.
+
+    The inode is not part of it: file systems in user space, such as gcsfuse, renumber files that did not change.
+    Empty where there is no such file.
+    """
+    try:
+        if not is_remote(file):
+            found = file.stat()
+            return str(found.st_size), str(found.st_mtime_ns)
+        filesystem, place = _at(file)
+        info = filesystem.info(place)
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    return tuple(str(info.get(key)) for key in ("size", "generation", "etag", "ETag", "LastModified", "updated"))
+
+
 def inside(folder: pathlib.Path, nested: bool = True) -> dict[str, int]:
     """The files in a folder, by name relative to it, with their sizes; of its sub-folders too if `nested`.
 
