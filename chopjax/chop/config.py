@@ -31,7 +31,8 @@ class PlanConfig:
             lowest, Minitron in practice), `greedy` (one at a time, scored again after each), `taylor`, `magnitude`,
             `random`.
         remove_layers: number of layers to remove.
-        layers: the kept layers themselves, numbered from 0, ascending; instead of `remove_layers`.
+        layers: the kept layers themselves, numbered from 0, ascending; instead of `remove_layers`. A recipe or a flag
+            may give ranges with both ends: `0-3,12-31`.
         metric: what the loss-based criteria minimise: `next_token`; `kl` (to the uncut model); `choices:FILE`, 1 minus
             the accuracy on questions (`chopjax.evaluate.choices`); or `module:function`, a function of a config and its
             parameters (`chopjax.score.metric.Metric`).

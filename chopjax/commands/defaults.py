@@ -10,4 +10,8 @@ def default_config() -> config_dict.ConfigDict:
 
     A recipe is `def get_config(arg=""): config = default_config(); config.train.steps = 200; return config`.
     """
-    return config_dict.ConfigDict(settings.nested(settings.Settings().fields())).lock()
+    fields = settings.Settings().fields()
+    for name in settings.integer_lists():
+        # A field of any type, so that a recipe and a flag may set text such as "0-3,12-31".
+        fields[name] = config_dict.FieldReference(fields[name], field_type=object)
+    return config_dict.ConfigDict(settings.nested(fields)).lock()

@@ -4,6 +4,7 @@ The dataclasses are the one source of defaults; this module says only where in t
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from typing import Any
 from chopjax import checks, files, paths
 from chopjax.chop.config import PlanConfig
 from chopjax.chop.dimchop_config import DimChopConfig
+from chopjax.commands import integers
 from chopjax.data.config import DataConfig
 from chopjax.distill.cache_config import CacheConfig
 from chopjax.distill.config import LossConfig
@@ -140,6 +142,17 @@ class Settings:
                 raise UserError(f"{name} is empty; set it in the config file or give --config.{name}=...")
 
 
+def integer_lists() -> list[str]:
+    """The dotted names of the fields that hold lists of integers, which text with ranges may stand for."""
+    return [
+        f"{section}.{field}"
+        for section, hint in typing.get_type_hints(Settings).items()
+        if dataclasses.is_dataclass(hint)
+        for field, inner in typing.get_type_hints(hint).items()
+        if _holds_integers(inner)
+    ]
+
+
 def section_of(name: str) -> str:
     """The ConfigDict section that feeds a field of `Settings`; the optimizer's fields are set under `train`."""
     return "train" if name == "optimizer" else name
@@ -224,6 +237,8 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         return _coerce(value, next(argument for argument in arguments if argument is not type(None)), name)
     if origin is typing.Literal or hint is Any:
         return value  # the room says what it lists
+    if _holds_integers(hint):
+        value = _integers(value, name)
     if origin is tuple and isinstance(value, list | tuple):
         element = arguments[0] if arguments else Any
         return tuple(_coerce(item, element, f"{name}[{index}]") for index, item in enumerate(value))
@@ -243,6 +258,22 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
     accepted = origin or hint
     if not isinstance(value, accepted) or (accepted is int and isinstance(value, bool)):
         raise UserError(f"{name} is {value!r}; give a value of type {getattr(accepted, '__name__', accepted)}")
+    return value
+
+
+def _holds_integers(hint: Any) -> bool:
+    return typing.get_origin(hint) is tuple and typing.get_args(hint)[:1] == (int,)
+
+
+def _integers(value: Any, name: str) -> Any:
+    """`value` with text such as `0-3,12-31` replaced by the integers that it stands for, and one integer as a list."""
+    if isinstance(value, str):
+        return integers.parse(value, name)
+    if isinstance(value, range | int) and not isinstance(value, bool):
+        return tuple(value) if isinstance(value, range) else (value,)
+    if isinstance(value, list | tuple):
+        parts = (integers.parse(item, name) if isinstance(item, str) else (item,) for item in value)
+        return tuple(itertools.chain.from_iterable(parts))
     return value
 
 

@@ -202,6 +202,13 @@ def parsed(*arguments: str, positional: str = "") -> Settings:
         (["--config=RECIPE", "--config.train=3"], "--config.train=3"),
         (["--config=RECIPE", "--config.train.steps=-1"], "train.steps is -1; give 1 or more"),
         (["--config=RECIPE", "--config.plan.layers=(0,1.5)"], "plan.layers[1] is 1.5; give a value of type int"),
+        (
+            ["--config=RECIPE", "--config.plan.layers=0-3,9-7"],
+            "plan.layers has '9-7'; give numbers and ascending ranges",
+        ),
+        (["--config=RECIPE", "--config.plan.layers=0,x"], "plan.layers has 'x'; give numbers and ascending ranges"),
+        (["--config=RECIPE", "--config.plan.layers=0-99999999999"], "plan.layers has '0-99999999999'; give numbers"),
+        (["--config=RECIPE", "--config.plan.layers={'a': 1}"], "plan.layers is {'a': 1}; give a value of type tuple"),
         (["--config=RECIPE", "--config.plan.layers_by=lats"], "plan.layers_by is 'lats'; choose one of 'max_gap'"),
         (["--config=RECIPE", "--config.source="], "source is empty; set it in the config file or give --config.source"),
         (["--config=RECIPE", "--confg.seed=1"], "Unknown command line flag 'confg.seed'"),
@@ -230,6 +237,35 @@ def test_a_bug_in_the_config_file_keeps_its_traceback(recipe: str) -> None:
 @pytest.mark.parametrize("text", ["(0,1,5)", "0,1,5", "[0, 1, 5]"])
 def test_tuples_are_overridden_in_any_spelling(text: str, recipe: str) -> None:
     assert parsed("--config", recipe, f"--config.plan.layers={text}").plan.layers == (0, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("0-3,12-14", (0, 1, 2, 3, 12, 13, 14)),
+        ("'0-3, 12-14'", (0, 1, 2, 3, 12, 13, 14)),
+        ("0-3, 7", (0, 1, 2, 3, 7)),
+        ("2", (2,)),
+        ("5-5", (5,)),
+        ("()", ()),
+    ],
+)
+def test_layers_are_given_as_ranges(text: str, kept: tuple[int, ...], recipe: str) -> None:
+    assert parsed("--config", recipe, f"--config.plan.layers={text}").plan.layers == kept
+
+
+def test_a_recipe_gives_layers_as_ranges(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "recipe.py"
+    lines = (
+        "config = default_config()",
+        'config.plan.layers = "0-1,5"',
+        "config.search.layers = range(2, 5)",
+        "return config",
+    )
+    body = "".join(f"    {line}\n" for line in lines)
+    path.write_text(f"from chopjax.commands.defaults import default_config\n\n\ndef get_config():\n{body}")
+    chosen = parsed(f"--config={path}", "--config.source=a", "--config.workdir=b")
+    assert chosen.plan.layers == (0, 1, 5) and chosen.search.layers == (2, 3, 4)
 
 
 def test_sources_are_overridden_as_a_tuple_of_mappings(recipe: str) -> None:
