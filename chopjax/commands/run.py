@@ -56,7 +56,7 @@ class Run:
             jax.config.update("jax_default_matmul_precision", "highest")
         self.workdir = paths.make(chosen.workdir)
         self.writer = jax.process_index() == 0
-        self.stages = Stages(self.workdir, writer=self.writer, barrier=self.barrier)
+        self.stages = Stages(self.workdir, writer=self.writer, barrier=self.barrier, defaults=settings.defaults())
 
     def begin(self) -> None:
         """Makes the workdir this process's own, and writes the resolved config to it.

@@ -273,7 +273,9 @@ def _distil(run: Run, sizes: Sizes) -> float | None:
 
     chosen, steps = run.settings, run.settings.search.distill_steps
     text = choose.plan_for(run, wanted(run, sizes)).to_json()
-    folder = run.workdir / FOLDER / files.digest({"plan": text, "learnt": _learnt(run)})
+    # As recorded: a run that an earlier version began goes on with the folders of its candidates.
+    learnt = {name: value for name, value in run.stages.inputs(STAGE.name).items() if name in _learnt(run)}
+    folder = run.workdir / FOLDER / files.digest({"plan": text, "learnt": learnt})
     if run.writer:
         files.write_text(folder.with_suffix(".json"), text + "\n")
     run.barrier()

@@ -4,6 +4,7 @@ The dataclasses are the one source of defaults; this module says only where in t
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -192,6 +193,32 @@ def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
         section, _, field = name.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[field] = value
     return tree
+
+
+@functools.cache
+def defaults() -> dict[str, Any]:
+    """Defaults as JSON can hold them: of each field by its dotted name, of entries of a list by `NAME[]`."""
+    sections = (
+        (name, hint) for name, hint in typing.get_type_hints(Settings).items() if dataclasses.is_dataclass(hint)
+    )
+    found = Settings().dotted()
+    for name, hint in sections:
+        found |= _defaults_of_entries(typing.cast(type, hint), section_of(name))
+    return found
+
+
+def _defaults_of_entries(cls: type, section: str) -> dict[str, Any]:
+    """Of each field of a config that lists dataclasses, the defaults of these, by `SECTION.FIELD[]`."""
+    hints, found = typing.get_type_hints(cls), dict[str, Any]()
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        entry = next(iter(typing.get_args(hint)), None)
+        if dataclasses.is_dataclass(hint):
+            found |= _defaults_of_entries(typing.cast(type, hint), section)
+        elif dataclasses.is_dataclass(entry):
+            given = (part for part in dataclasses.fields(entry) if part.default is not dataclasses.MISSING)
+            found[f"{section}.{checks.alias(field)}[]"] = {part.name: _plain(part.default) for part in given}
+    return found
 
 
 def write(settings: Settings) -> pathlib.Path:

@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from chopjax import files, paths
+from chopjax import files, paths, records
 from chopjax.errors import Diverged, UserError
 
 
@@ -42,6 +42,8 @@ class Stages:
         writer: whether this process writes records and removes outputs; true for one process only.
         barrier: called where all processes must have arrived before any goes on.
         say: prints a line.
+        defaults: defaults of config fields, by their dotted names (`records.with_defaults`). A field that a record
+            lacks and that has its default is no change, so a stage that an earlier version made stays done.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class Stages:
         writer: bool = True,
         barrier: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = print,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self.workdir = paths.make(workdir)
+        self._defaults = defaults or {}
         self._writer = writer
         self._barrier = barrier
         self._say = say if writer else lambda line: None
@@ -95,7 +99,7 @@ class Stages:
         self._refuse_foreign(stage, record)
         if record is None:
             return "starts"
-        changed = difference(record["inputs"], inputs)
+        changed = self._difference(record["inputs"], inputs)
         if changed and stage.resumable:
             raise self._changed(stage, changed)
         if changed:
@@ -116,7 +120,7 @@ class Stages:
         if record is None:
             return
         began = {name: value for name, value in record["inputs"].items() if name in known}
-        if changed := difference(began, json.loads(json.dumps(dict(known)))):
+        if changed := self._difference(began, json.loads(json.dumps(dict(known)))):
             raise self._changed(stage, changed)
 
     def digest(self, name: str) -> str:
@@ -130,10 +134,17 @@ class Stages:
             raise UserError(f"{self.workdir} holds no finished {name}; run python -m chopjax.{name} first")
         return files.digest(record["inputs"])
 
+    def inputs(self, name: str) -> dict[str, Any]:
+        """The recorded inputs of a stage that was started; empty for any other."""
+        record = self._read(name)
+        return record["inputs"] if record else {}
+
     @contextlib.contextmanager
     def _attempt(self, stage: Stage, inputs: Mapping[str, Any]) -> Iterator[None]:
         """Keeps the record around the work, and what was made before aside until the work has ended well."""
         before = self._read(stage.name)
+        if before is not None and not self._difference(before["inputs"], inputs):
+            inputs = before["inputs"]  # which may lack newer fields: stages after this one know their digest
         aside = {} if stage.resumable else {self._at(output): self._aside(output) for output in stage.outputs}
         if self._writer:
             self._write(stage, inputs, finished=False)
@@ -158,6 +169,9 @@ class Stages:
             for kept in aside.values():
                 paths.remove(kept)
         self._barrier()
+
+    def _difference(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+        return difference(records.with_defaults(before, now, self._defaults), now)
 
     def _changed(self, stage: Stage, changed: str) -> UserError:
         return UserError(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from chopjax.chop.dimchop import DimChop
-from chopjax.commands import cache_teacher
+from chopjax.commands import cache_teacher, settings
 from chopjax.commands.phase import Phase
 from chopjax.commands.run import Run
 from chopjax.commands.settings import Settings
@@ -167,7 +167,14 @@ def abstract(run: Run, phase: Phase) -> TrainState:
 def checkpoints(run: Run, phase: Phase, identity: Mapping[str, Any]) -> Checkpoints:
     """Where a phase's states are saved."""
     chosen = run.settings.train
-    return Checkpoints(run.workdir / phase.folder, identity, keep=chosen.keep, keep_best=chosen.keep_best, say=run.say)
+    return Checkpoints(
+        run.workdir / phase.folder,
+        identity,
+        keep=chosen.keep,
+        keep_best=chosen.keep_best,
+        say=run.say,
+        defaults=settings.defaults(),
+    )
 
 
 def trained_in(run: Run, phase: Phase) -> tuple[Trained, Trained | None]:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from chopjax import paths
+from chopjax import paths, records
 from chopjax.errors import UserError
 from chopjax.train import echoes, preemption
 
@@ -53,6 +53,8 @@ class Checkpoints:
         keep_best: checkpoints of lowest `metric` that are kept besides; those saved without it do not count.
         metric: which of the metrics given to `save` says how good a checkpoint is; lower is better.
         say: prints a line, about what was left half-written or is damaged.
+        defaults: of config fields, by their dotted names (`records.with_defaults`). A field that the identity of a
+            checkpoint lacks is taken to have had its default.
 
     Raises:
         UserError: the newest checkpoint in `folder` is of another identity, or of none of them it can be read.
@@ -67,8 +69,10 @@ class Checkpoints:
         keep_best: int = 1,
         metric: str = METRIC,
         say: Callable[[str], None] = lambda line: None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self._say = say
+        self._defaults = defaults or {}
         self.folder = paths.absolute(paths.make(folder))
         self._identity = json.loads(json.dumps(dict(identity)))
         self._metric = metric
@@ -272,6 +276,7 @@ class Checkpoints:
             if damaged:
                 raise UserError(self._none(damaged))
             return
+        saved = records.with_defaults(saved, self._identity, self._defaults)
         for name in {**saved, **self._identity}:
             before, now = saved.get(name), self._identity.get(name)
             if before != now:

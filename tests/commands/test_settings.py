@@ -36,6 +36,14 @@ def test_train_section_feeds_the_loop_the_optimizer_and_its_schedule() -> None:
     assert {f"train.{name}" for name in train} <= set(chosen.dotted("train"))
 
 
+def test_defaults_of_listed_entries_are_known_too() -> None:
+    known = settings.defaults()
+    assert (known["seed"], known["train.learning_rate"]) == (0, Settings().optimizer.schedule.learning_rate)
+    source = settings.from_mapping({"data": {"sources": [{"path": "a"}]}}).dotted("data")["data.sources"]
+    assert source == [{**known["data.sources[]"], "path": "a"}]
+    assert {name for name in known if name.endswith("[]")} == {"data.sources[]", "loss.schedules[]"}
+
+
 def test_settings_import_without_jax() -> None:
     code = "import sys, chopjax.commands.cli, chopjax.commands.stages; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

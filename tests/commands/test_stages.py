@@ -51,6 +51,27 @@ def test_changed_input_is_named_and_the_stage_made_again(tmp_path: pathlib.Path)
     assert run.stages.digest("plan") != before
 
 
+NEWER = {"plan.gated": False, "data.sources[]": {"weight": 1.0, "language": ""}}
+
+
+def test_field_that_is_newer_than_the_record_is_no_change_while_it_has_its_default(tmp_path: pathlib.Path) -> None:
+    old = {"plan.mlp": 8, "data.sources": [{"path": "a", "weight": 2.0}]}
+    now = {"plan.mlp": 8, "plan.gated": False, "data.sources": [{"path": "a", "weight": 2.0, "language": ""}]}
+    Run(tmp_path)(old)
+    Run(tmp_path)(old, TRAIN)
+    run = Run(tmp_path, defaults=NEWER)
+    before = run.stages.digest("plan")
+    assert not run(now)
+    run.stages.refuse_changes(TRAIN, now)
+    (tmp_path / "plan.json").unlink()
+    assert run(now)
+    assert (run.stages.digest("plan"), run.stages.inputs("plan")) == (before, old)
+    assert run.stages.pending(PLAN, now | {"plan.gated": True}) == "made again, for plan.gated was False and is True"
+    source = {"path": "a", "weight": 2.0, "language": "de"}
+    with pytest.raises(UserError, match="train in .* began otherwise: data.sources was .* and is"):
+        run({**now, "data.sources": [source]}, TRAIN)
+
+
 def test_missing_output_is_made_again(tmp_path: pathlib.Path) -> None:
     run = Run(tmp_path)
     run({})

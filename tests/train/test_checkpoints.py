@@ -171,6 +171,11 @@ def test_another_identity_is_refused(tmp_path: pathlib.Path) -> None:
         Checkpoints(tmp_path, IDENTITY | {"plan.layers": (0, 1)})
     with Checkpoints(tmp_path, IDENTITY) as checkpoints:
         assert checkpoints.latest == 1
+    newer = {"train.new": 0}
+    with Checkpoints(tmp_path, IDENTITY | newer, defaults=newer) as checkpoints:
+        assert checkpoints.latest == 1
+    with pytest.raises(UserError, match=r"train.new = 0, not 2; put it back"):
+        Checkpoints(tmp_path, IDENTITY | {"train.new": 2}, defaults=newer)
     assert json.loads((tmp_path / "1" / "identity" / "data.json").read_text())["plan.layers"] == [0, 2]
 
 
