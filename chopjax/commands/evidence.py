@@ -33,7 +33,7 @@ def scores_for(run: Run, wanted: PlanConfig) -> dict[str, np.ndarray]:
     if wanted.merge_kv_heads:
         kernels = (read_leaf(run.source, f"layers/attention/{name}/kernel", dtype=np.float32) for name in "kv")
         found["kv_similarity"] = head_similarity(*kernels)
-    if 0 < wanted.vocab < run.tokenizer.vocab:
+    if 0 < wanted.vocab < run.tokens:
         found["words"] = vocabulary.kept_words(run, score.read(run).sums["words"].sum(0), wanted.vocab)
     return found
 
@@ -77,7 +77,7 @@ def layers(run: Run, wanted: PlanConfig) -> Scores:
 def placeholders(run: Run, wanted: PlanConfig) -> dict[str, np.ndarray]:
     """Zeros in place of every score, for what does not depend on them: which sizes a plan keeps."""
     found = zeros(run.source.config.sizes, wanted)
-    if 0 < wanted.vocab < run.tokenizer.vocab:
+    if 0 < wanted.vocab < run.tokens:
         counts = np.zeros(run.source.config.sizes["vocab"], np.int64)
         found["words"] = vocabulary.kept_words(run, counts, wanted.vocab)
     return found
@@ -102,6 +102,7 @@ def _of_weights(run: Run, by: str) -> dict[str, np.ndarray]:
         sums = score.read(run).sums
         return {axis: sums[f"taylor/{axis}"].sum(0) for axis in shapes}
     if by == "magnitude":
+        run.check_mesh(run.source.config)
         # Whole on every process, as sums of activations are.
         pooled = jax.jit(functools.partial(magnitude, run.source.config), out_shardings=replicated(run.mesh))
         return {axis: np.asarray(value) for axis, value in pooled(run.load(run.source)).items()}

@@ -105,7 +105,7 @@ def inputs(run: Run) -> dict[str, Any]:
     inputs |= metric.inputs(run)
     if run.settings.plan.refit:
         inputs["score.rows"] = run.settings.score.rows
-    return inputs | (run.settings.dotted("score", "search") if score.needed(run) else {})
+    return inputs | (run.settings.dotted("score", "search") if score.ranks(run) else {})
 
 
 def describe(plan: Plan) -> list[str]:

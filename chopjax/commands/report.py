@@ -65,7 +65,7 @@ def make_page_of_plan(run: Run) -> None:
 def _write_page_of_plan(run: Run) -> None:
     if run.writer:
         configs = {"teacher": run.source.config, "chopped": chop_config(run.source.config, run.plan)}
-        width, length = np.dtype(DTYPES[run.source.dtype]).itemsize, run.data.length
+        width, length = np.dtype(DTYPES[run.source.dtype]).itemsize, run.length
         models = {name: measure(config, length, width) for name, config in configs.items()}
         found = dataclasses.replace(_without_leftovers(run), source=run.settings.source, models=models, length=length)
         page.write(run.workdir / PAGE_OF_PLAN, dataclasses.replace(found, metrics=(), samples=()))

@@ -29,7 +29,7 @@ from chopjax.data.tokenize import Tokenizer, load_tokenizer
 from chopjax.errors import Preempted, UserError
 from chopjax.hf.checkpoint import Checkpoint, open_checkpoint
 from chopjax.hf.reading import load_params
-from chopjax.hf.trimmed import shared_words
+from chopjax.hf.trimmed import has_tokenizer, shared_words
 from chopjax.hf.vocabulary import trims
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import declare
@@ -138,12 +138,24 @@ class Run:
         return load_tokenizer(self.source.folder)
 
     @functools.cached_property
+    def tokens(self) -> int:
+        """One more than the highest id of the source's tokenizer; 0 for a source without one, which needs no text."""
+        return self.tokenizer.vocab if has_tokenizer(self.source.folder) else 0
+
+    @functools.cached_property
     def trimmed(self) -> bool:
-        """Whether words of the source's tokenizer go; known from the settings, before there is a plan."""
+        """Whether tokens of the source's tokenizer go; known from the settings, before there is a plan."""
         chosen = self.settings.plan
         if chosen.file:
-            return trims(read_plan(chosen.file).kept.get("vocab"), self.tokenizer.vocab)
-        return 0 < chosen.vocab < self.tokenizer.vocab
+            return trims(read_plan(chosen.file).kept.get("vocab"), self.tokens)
+        return 0 < chosen.vocab < self.tokens
+
+    @property
+    def length(self) -> int:
+        """Tokens in a sequence, without preparing any text for it."""
+        return (
+            self.settings.data.length if self.settings.data.sources or not self.settings.data.rows else self.data.length
+        )
 
     @functools.cached_property
     def student_tokenizer(self) -> Tokenizer:

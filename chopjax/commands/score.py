@@ -29,6 +29,9 @@ from chopjax.sharding.mesh import replicated
 STAGE = Stage("score", ("scores",))
 FILE = "scores.safetensors"
 
+# Criteria of widths and layers that look at weights alone, or at nothing.
+WITHOUT_TEXT = frozenset({"magnitude", "random"})
+
 Sums = dict[str, np.ndarray]
 
 
@@ -65,15 +68,30 @@ def make(run: Run) -> None:
         run.say(f"score: warning: {line}")
 
 
+def ranks(run: Run) -> bool:
+    """Whether the plan ranks any units, by the score file or by the weights."""
+    chosen = run.settings.plan
+    return not chosen.file and (_ranked_widths(run) or layers_by_score(chosen) or _reads_text(run))
+
+
 def needed(run: Run) -> bool:
-    """Whether the plan asks for any score."""
+    """Whether the plan reads the score file, and so needs passes over text."""
     chosen = run.settings.plan
     if chosen.file:
         return False
-    trimmed = 0 < chosen.vocab < run.tokenizer.vocab
-    by_activation = run.settings.dimchop.mode != "pooled" and axes_to_score(chosen, run.source.config.sizes)
-    scored = by_activation or layers_by_score(chosen)
-    return bool(scored or trimmed or run.settings.search.wanted)
+    widths = _ranked_widths(run) and chosen.widths_by not in WITHOUT_TEXT
+    layers = layers_by_score(chosen) and chosen.layers_by not in WITHOUT_TEXT
+    return widths or layers or _reads_text(run)
+
+
+def _ranked_widths(run: Run) -> bool:
+    pooled = run.settings.dimchop.mode == "pooled"
+    return not pooled and bool(axes_to_score(run.settings.plan, run.source.config.sizes))
+
+
+def _reads_text(run: Run) -> bool:
+    """Whether tokens are chosen by how often they occur, or sizes are searched for."""
+    return run.settings.search.wanted or 0 < run.settings.plan.vocab < run.tokens
 
 
 def read(run: Run) -> ScoreFile:

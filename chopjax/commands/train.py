@@ -59,7 +59,7 @@ def flow(chosen: Settings) -> None:
 def _check(run: Run) -> None:
     """Says what is wrong with the models, the mesh and the plan before anything is written."""
     run.check_mesh(run.teacher.config)
-    if score.needed(run) or run.settings.train.steps_before_chop:
+    if score.ranks(run) or run.settings.train.steps_before_chop:
         run.check_mesh(run.source.config)
     if run.settings.data.sources:
         check_length(run.settings.data.length, run.source.config.positions)

@@ -68,7 +68,7 @@ def kept_words(run: Run, counts: Int[np.ndarray, "vocab"], size: int) -> Int[np.
         UserError: more must stay, or the tokenizer cannot be trimmed.
     """
     folder = run.source.folder
-    if size >= run.tokenizer.vocab:
+    if size >= run.tokens:
         return np.arange(size, dtype=np.int32)
     named = trimmed.named_ids(folder, run.source.config.vocab)
     ends = run.tokenizer.token_id(run.settings.data.eos_token) if run.settings.data.eos_token else None
@@ -86,13 +86,18 @@ def check(run: Run, plan: Plan) -> None:
     Raises:
         UserError: names the field or file, and the mend.
     """
-    words = run.tokenizer.vocab
+    words, kept = run.tokens, plan.kept.get("vocab")
+    if not words and kept is not None and trims(kept, len(kept)):
+        raise UserError(
+            f"plan.file: kept.vocab gives tokens new ids, but {run.source.folder} has no tokenizer that could follow; "
+            "put its tokenizer.json there, or keep the first rows"
+        )
     if run.source.config.vocab < words:
         raise UserError(
             f"{run.source.folder}: the tokenizer has ids up to {words - 1}, but the model has only "
             f"{run.source.config.vocab} rows of vocabulary; take the tokens beyond out of tokenizer.json"
         )
-    if not trims(plan.kept.get("vocab"), words):
+    if not trims(kept, words):
         return
     if run.settings.train.steps_before_chop:
         raise UserError(
