@@ -62,6 +62,9 @@ def join(folder: pathlib.Path, name: str) -> pathlib.Path:
     """`folder / name`, where `name` may also be absolute or in a store."""
     if is_remote(name):
         return make(name)
+    if not is_remote(folder) and name.startswith(".."):
+        # `folder` may not be there yet, or be a link: the system would not find, or follow, the parent that is meant.
+        return pathlib.Path(os.path.normpath(folder.absolute() / name))
     if not is_remote(folder):
         return folder / name
     return pathlib.Path(name) if os.path.isabs(name) else folder / name

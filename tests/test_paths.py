@@ -114,3 +114,11 @@ def test_a_store_that_refuses_is_named(
     assert not caplog.records
     logging.getLogger("gcsfs").error("heard again")
     assert caplog.messages == ["heard again"]
+
+
+def test_a_name_that_leads_back_from_a_folder_that_is_not_there_or_is_a_link(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert paths.join(tmp_path / "run", "../out") == tmp_path / "out"
+    (tmp_path / "far" / "run").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "run")
+    assert paths.join(tmp_path / "link", "../out").exists()

@@ -30,9 +30,19 @@ AT_ONCE = 4
 
 def main(chosen: Settings) -> None:
     """Plans if that is not done, then chops."""
-    run = begin(chosen, planning.check)
+    run = begin(chosen, check)
     planning.make(run)
     make(run)
+
+
+def check(run: Run) -> None:
+    """Refuses, before scores are made, a plan that cannot be followed and a student that another program made.
+
+    Raises:
+        UserError: names the field, the file or the folder.
+    """
+    planning.check(run)
+    run.stages.refuse_foreign(planning.STAGE, STAGE)
 
 
 def make(run: Run) -> None:

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from chopjax import paths
-from chopjax.commands import described, heal, vocabulary
+from chopjax.commands import described, export_folder, heal, vocabulary
 from chopjax.commands import plan as planning
 from chopjax.commands.run import Run, begin
 from chopjax.commands.settings import Settings
@@ -17,7 +17,17 @@ from chopjax.train import metrics
 
 def main(chosen: Settings) -> None:
     """Exports the newest checkpoint of a run that was trained."""
-    make(begin(chosen))
+    make(begin(chosen, check))
+
+
+def check(run: Run) -> None:
+    """Refuses, before anything slow, an `export.folder` that cannot be written.
+
+    Raises:
+        UserError: see `export_folder.check`; or the folder is there and was not made by this run.
+    """
+    export_folder.check(run.settings, run.writer)
+    run.stages.refuse_foreign(stage(run))
 
 
 def make(run: Run) -> None:

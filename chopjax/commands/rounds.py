@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from chopjax import files, paths
+from chopjax.commands import export, export_folder
 from chopjax.commands.run import EXPORT, Run
 from chopjax.commands.settings import Settings
 from chopjax.errors import UserError
@@ -24,9 +25,11 @@ def main(chosen: Settings, flow: Callable[[Settings], None]) -> None:
         flow: the whole flow of one round, which skips what it finds done.
     """
     whole = Run(chosen)
+    rounds = each(chosen, whole.source.dtype)
+    _check_exports(chosen, rounds, whole.writer)
     whole.begin()
     done: list[dict[str, Any]] = []
-    for number, one in enumerate(each(chosen, whole.source.dtype), 1):
+    for number, one in enumerate(rounds, 1):
         whole.say(f"round {number} of {len(chosen.rounds)}: {one.workdir}")
         flow(one)
         summary = paths.make(one.workdir) / SUMMARY
@@ -68,6 +71,20 @@ def each(chosen: Settings, dtype: str) -> list[Settings]:
         source = rounds[-1].export.folder
     _refuse_caches_of_others(rounds)
     return rounds
+
+
+def _check_exports(chosen: Settings, rounds: list[Settings], writer: bool) -> None:
+    """Refuses, before the first round, a folder into which a round could not export.
+
+    Raises:
+        UserError: names the folder and the field.
+    """
+    export_folder.check(chosen, writer)
+    folders = [one.export.folder for one in rounds]
+    if twice := [folder for number, folder in enumerate(folders) if folder in folders[:number]]:
+        raise UserError(f"rounds: two rounds export to {twice[0]}; name another export.folder in one of them")
+    for one in rounds:
+        export.check(Run(one))
 
 
 def _refuse_caches_of_others(rounds: list[Settings]) -> None:

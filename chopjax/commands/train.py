@@ -58,6 +58,7 @@ def flow(chosen: Settings) -> None:
 
 def _check(run: Run) -> None:
     """Says what is wrong with the models, the mesh and the plan before anything is written."""
+    export.check(run)
     run.check_mesh(run.teacher.config)
     if score.ranks(run) or run.settings.train.steps_before_chop:
         run.check_mesh(run.source.config)
@@ -66,5 +67,5 @@ def _check(run: Run) -> None:
     plan.check(run)
     heal.check(run)
     evaluate.check(run)
-    made = (plan.STAGE, chop.STAGE, export.stage(run), evaluate.STAGE, report.STAGE)
+    made = (plan.STAGE, chop.STAGE, evaluate.STAGE, report.STAGE)
     run.stages.refuse_foreign(*([score.STAGE] if score.needed(run) else []), *made)
