@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from chopjax import paths
+from chopjax import paths, temporary
 from chopjax.errors import UserError
 
 # A file up to this size is read whole for its fingerprint; a bigger one is known by its size, head and tail. The head
@@ -23,7 +23,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file atomically: beside, fsync, rename; in a store by one put. Parent folders are made.
+    """Writes a file atomically: temporary file, fsync, rename; in a store by one put. Parent folders are made.
 
     Raises:
         OSError: the disk or the store refuses it.
@@ -33,17 +33,8 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         _put(path, content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:  # SIGTERM and the keyboard too
-        beside.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
+    with temporary.replacing(path) as place:
+        place.write_bytes(content)
 
 
 def _put(path: pathlib.Path, content: bytes) -> None:
@@ -81,15 +72,6 @@ def read_object(path: pathlib.Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise UserError(f"{path}: not a JSON object")
     return found
-
-
-def sync(path: str | os.PathLike[str]) -> None:
-    """Makes a file's contents, or the names inside a folder, survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def digest(value: Mapping[str, Any]) -> str:

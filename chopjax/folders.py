@@ -5,13 +5,12 @@ by the files that are put last, which are removed first where a folder is replac
 """
 
 import contextlib
-import fcntl
 import os
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 
-from chopjax import files, paths
+from chopjax import paths, temporary
 from chopjax.errors import UserError
 
 
@@ -20,7 +19,7 @@ def written_whole(folder: pathlib.Path, replace: bool = True, last: Sequence[str
     """Yields an empty sibling folder to write into; when the block ends well it takes the place of `folder`.
 
     Everything is fsynced before the rename. If the block raises, the sibling is removed and `folder` stays as it was;
-    if the process is killed, `folder` stays too, and the next writer clears the sibling away.
+    if the process is killed, `folder` stays too, and the next writer, or `clear`, removes the sibling.
 
     Args:
         folder: what is to appear.
@@ -38,21 +37,53 @@ def written_whole(folder: pathlib.Path, replace: bool = True, last: Sequence[str
         return
     folder = pathlib.Path(os.path.abspath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    sibling, old = folder.with_name(f".{folder.name}.writing"), folder.with_name(f".{folder.name}.old")
+    with _sibling(folder) as sibling:
+        if sibling is None:
+            raise _written_by_another(folder)
+        if not replace and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UserError(f"{folder}: exists already; name another folder, or remove it")
+        yield sibling
+        _sync(sibling)
+        _put(sibling, folder)
+
+
+def clear(path: pathlib.Path) -> None:
+    """Removes what killed processes left of a file or folder: temporary files, half a folder, a replaced folder.
+
+    A folder whose replacement was cut off between the two renames comes back. What a live process writes is left.
+    """
+    if paths.is_remote(path):
+        return
+    temporary.clear(path)
+    path = pathlib.Path(os.path.abspath(path))
+    if temporary.writing(path).exists() or temporary.old(path).exists():
+        with _sibling(path, unknown=False) as sibling:
+            if sibling is not None:
+                paths.remove(sibling)
+
+
+@contextlib.contextmanager
+def _sibling(folder: pathlib.Path, unknown: bool = True) -> Iterator[pathlib.Path | None]:
+    """An empty locked folder beside `folder`, removed if the block raises; None if another process holds it.
+
+    Args:
+        folder: the final name.
+        unknown: whether to go on where storage has no locks.
+    """
+    sibling, old = temporary.writing(folder), temporary.old(folder)
     sibling.mkdir(exist_ok=True)
     lock = os.open(sibling, os.O_RDONLY)
     try:
-        _take(lock, folder)
+        if not temporary.lock(lock, unknown) or not temporary.is_open(sibling, lock):
+            yield None
+            return
         try:
             for entry in sibling.iterdir():
                 paths.remove(entry)
             if old.exists() and not folder.exists():  # killed between the two renames
                 old.rename(folder)
-            if not replace and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-                raise UserError(f"{folder}: exists already; name another folder, or remove it")
+            paths.remove(old)
             yield sibling
-            _sync(sibling)
-            _put(sibling, folder, old)
         except BaseException:
             paths.remove(sibling)
             raise
@@ -69,35 +100,35 @@ def held(folder: pathlib.Path) -> Iterator[None]:
     """
     lock = os.open(folder, os.O_RDONLY)
     try:
-        _take(lock, folder)
+        if not temporary.lock(lock, True):
+            raise _written_by_another(folder)
         yield
     finally:
         os.close(lock)
 
 
-def _take(lock: int, folder: pathlib.Path) -> None:
-    """Locks a folder for as long as this process lives; a file system without locks is let pass."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(f"{folder} is being written by another process; wait for it, or use another folder") from error
-    except OSError:
-        return
+def _written_by_another(folder: pathlib.Path) -> UserError:
+    return UserError(f"{folder} is being written by another process; wait for it, or use another folder")
 
 
 def _sync(folder: pathlib.Path) -> None:
     for parent, _, names in os.walk(folder):
         for path in [*(os.path.join(parent, name) for name in names), parent]:
-            files.sync(path)
+            temporary.sync(path)
 
 
-def _put(sibling: pathlib.Path, folder: pathlib.Path, old: pathlib.Path) -> None:
+def _put(sibling: pathlib.Path, folder: pathlib.Path) -> None:
     """Renames over `folder`. A folder cannot be renamed over a full one, so the old one steps aside first."""
-    paths.remove(old)
+    old = temporary.old(folder)
     if folder.exists():
         folder.rename(old)
-    sibling.rename(folder)
-    files.sync(folder.parent)
+    try:
+        sibling.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    temporary.sync(folder.parent)
     paths.remove(old)
 
 

@@ -30,10 +30,11 @@ Main = Callable[..., None]
 """Takes the settings and, where a command has flags of its own, what was given of them."""
 
 EXIT_DIVERGED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
-# What a folder or a disk refuses; any other OSError is a bug.
+# What a folder or a disk refuses, or a damaged one fails at; any other OSError is a bug.
 _REFUSED = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EIO, errno.ESTALE),
 }
 _FULL = "No space left on device"
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")

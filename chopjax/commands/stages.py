@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from chopjax import files, paths, records
+from chopjax import files, folders, paths, records, temporary
 from chopjax.errors import Diverged, UserError
 
 
@@ -82,6 +82,8 @@ class Stages:
         reason = self.pending(stage, inputs)
         self._barrier()  # every process has read the record before one of them rewrites it
         if not reason:
+            if self._writer:
+                self._clear(stage)
             self._say(f"{stage.name}: done before, skipped")
             return False
         self._say(f"{stage.name}: {reason}")
@@ -145,30 +147,37 @@ class Stages:
         before = self._read(stage.name)
         if before is not None and not self._difference(before["inputs"], inputs):
             inputs = before["inputs"]  # which may lack newer fields: stages after this one know their digest
-        aside = {} if stage.resumable else {self._at(output): self._aside(output) for output in stage.outputs}
-        if self._writer:
-            self._write(stage, inputs, finished=False)
-            for path, kept in aside.items():
-                if before is not None and not before["finished"] and kept.exists():
-                    paths.remove(path)  # half made, where what was cut off had put a whole one aside
-                else:
-                    _move(path, kept)
-        self._barrier()
+        moved: dict[pathlib.Path, pathlib.Path] = {}
         try:
+            if self._writer:
+                if before is None or before["finished"]:
+                    self._clear(stage)
+                self._write(stage, inputs, finished=False)
+                self._set_aside(stage, moved, cut_off=before is not None and not before["finished"])
+            self._barrier()
             yield
+            self._barrier()
+            if self._writer:
+                self._write(stage, inputs, finished=True)
         except (UserError, OSError, Diverged) as error:
             if self._writer:
-                for path, kept in aside.items():
+                for path, kept in moved.items():
                     _move(kept, path)
                 if not (stage.resumable and isinstance(error, Diverged)):  # its checkpoints stay, and so its record
                     self._restore(stage, before)
             raise
-        self._barrier()
         if self._writer:
-            self._write(stage, inputs, finished=True)
-            for kept in aside.values():
-                paths.remove(kept)
+            self._clear(stage)
         self._barrier()
+
+    def _set_aside(self, stage: Stage, moved: dict[pathlib.Path, pathlib.Path], cut_off: bool) -> None:
+        """Moves what was made before out of the way; adds to `moved` each output with its place, once it is there."""
+        for path, kept in self._asides(stage).items():
+            if cut_off and kept.exists():
+                paths.remove(path)  # half made, where what was cut off had put a whole one aside
+            else:
+                _move(path, kept)
+            moved[path] = kept
 
     def _difference(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         return difference(records.with_defaults(before, now, self._defaults), now)
@@ -198,16 +207,24 @@ class Stages:
 
     def _restore(self, stage: Stage, record: dict[str, Any] | None) -> None:
         if record is None:
-            self._record(stage.name).unlink()
+            self._record(stage.name).unlink(missing_ok=True)
         else:
             files.write_json(self._record(stage.name), {"stage": stage.name, **record})
 
     def _at(self, output: str) -> pathlib.Path:
         return paths.join(self.workdir, output)
 
-    def _aside(self, output: str) -> pathlib.Path:
-        path = self._at(output)
-        return path.with_name(f".{path.name}.before")
+    def _asides(self, stage: Stage) -> dict[pathlib.Path, pathlib.Path]:
+        """Where each output waits while it is made again; none of a resumable stage, which keeps its outputs."""
+        outputs = () if stage.resumable else map(self._at, stage.outputs)
+        return {path: temporary.before(path) for path in outputs}
+
+    def _clear(self, stage: Stage) -> None:
+        """Removes what a finished stage needs no longer, and what killed processes left of its files."""
+        for kept in self._asides(stage).values():
+            paths.remove(kept)
+        for path in (self._record(stage.name), *map(self._at, stage.outputs)):
+            folders.clear(path)
 
     def _write(self, stage: Stage, inputs: Mapping[str, Any], finished: bool) -> None:
         record = {"stage": stage.name, "finished": finished, "outputs": list(stage.outputs), "inputs": inputs}

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from chopjax import files, paths
+from chopjax import files, folders, paths
 from chopjax.data import rows
 from chopjax.data.chat import Chat, conversations
 from chopjax.data.checks import check_length, check_tokenizers, check_vocab
@@ -25,7 +25,6 @@ from chopjax.data.template import load_template
 from chopjax.data.text import documents
 from chopjax.data.tokenize import Bounds, Tokenizer, covered, document_bounds, encode_documents, load_tokenizer
 from chopjax.errors import UserError
-from chopjax.folders import written_whole
 
 SPLITS = ("train", "heldout")
 BATCH_DOCUMENTS = 512
@@ -205,6 +204,7 @@ def _check_names(sources: Iterable[TextSource]) -> None:
 def _prepare_source(job: _Job, source: TextSource, digest: str) -> dict[str, RowsInfo]:
     """Rows of one source by split, made or found."""
     folder = job.out / source.label
+    folders.clear(folder)
     recipe = job.recipe(source, digest)
     if folder.exists() and any(folder.iterdir()):
         found, reason = _existing(folder, recipe)
@@ -214,7 +214,7 @@ def _prepare_source(job: _Job, source: TextSource, digest: str) -> dict[str, Row
                 _check_tokens(job, info.max_token, f"{folder / split}")
             return found
         job.say(f"{source.label}: {reason}; its rows are written again")
-    with written_whole(folder, last=(rows.FILE,)) as place:
+    with folders.written_whole(folder, last=(rows.FILE,)) as place:
         return _write_source(job, source, recipe, place)
 
 

@@ -10,7 +10,6 @@ path/SOURCE/heldout/                    likewise, of the held-out rows that eval
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
@@ -18,7 +17,7 @@ from typing import Any, SupportsIndex
 import grain
 from array_record.python import array_record_module
 
-from chopjax import files, folders
+from chopjax import files, folders, temporary
 from chopjax.data.rows import Batch, Rows
 from chopjax.data.target_records import DIGEST_BYTES, Targets, decode_draws, decode_top, row_digest
 from chopjax.errors import UserError
@@ -135,9 +134,12 @@ _SAID = _READ | {
 def begin(folder: pathlib.Path, info: CacheInfo) -> bool:
     """Makes the folder ready to be written, or to be written on; says whether it is whole already.
 
+    What killed processes left half-written is removed.
+
     Raises:
         UserError: it holds targets of a cache that was begun otherwise.
     """
+    temporary.clear_inside(folder)
     found, _ = _read_info(folder)
     if is_whole(folder, info):
         return True
@@ -192,20 +194,13 @@ def finish(folder: pathlib.Path, info: CacheInfo) -> None:
 @contextlib.contextmanager
 def written_shard(folder: pathlib.Path, shard: int) -> Iterator[Callable[[bytes], None]]:
     """Yields what appends a record to a shard, which appears when the block ends well."""
-    path = shard_path(folder, shard)
-    beside = path.with_name(f".{path.name}.tmp")
-    writer = array_record_module.ArrayRecordWriter(str(beside), "group_size:1,uncompressed")
-    try:
-        yield writer.write
-        writer.close()
-        files.sync(beside)
-        os.replace(beside, path)
-        files.sync(folder)
-    except BaseException:
-        if writer.is_open():
-            writer.close()
-        beside.unlink(missing_ok=True)
-        raise
+    with temporary.replacing(shard_path(folder, shard)) as place:
+        writer = array_record_module.ArrayRecordWriter(str(place), "group_size:1,uncompressed")
+        try:
+            yield writer.write
+        finally:
+            if writer.is_open():
+                writer.close()
 
 
 def shard_path(folder: pathlib.Path, shard: int) -> pathlib.Path:

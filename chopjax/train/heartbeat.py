@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from chopjax import files, paths
+from chopjax import files, paths, temporary
 
 FOLDER = "heartbeats"
 EVERY = 10.0  # seconds between two beats
@@ -184,7 +184,8 @@ def _file(folder: pathlib.Path, process: int) -> pathlib.Path:
 
 
 def _remove_others(folder: pathlib.Path, processes: int) -> None:
-    """Takes away what processes of an earlier start left that there are no more."""
+    """Removes what killed processes left, and the beats of processes of an earlier start that there are no more."""
+    temporary.clear_inside(folder)
     for file in folder.glob("*.json") if folder.is_dir() else ():
         if file.stem.isdigit() and int(file.stem) >= processes:
             file.unlink(missing_ok=True)

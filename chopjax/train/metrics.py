@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, Protocol
 
-from chopjax import files, paths
+from chopjax import files, paths, temporary
 from chopjax.errors import UserError
 
 
@@ -152,6 +152,7 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def keep_until(path: str | os.PathLike[str], step: int) -> None:
     """Drops, atomically, the lines of later steps, repeated steps and a line that was cut short."""
     path = paths.make(path)
+    temporary.clear(path)
     if not path.exists():
         return
     kept: list[str] = []

@@ -3,6 +3,8 @@
 import errno
 import json
 import pathlib
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -161,6 +163,37 @@ def test_a_full_disk_and_a_kill_before_it_leave_what_was_made_before(tmp_path: p
     assert (tmp_path / "parts" / "dear").read_text() == "made by the first run"
     assert (tmp_path / "plan.json").read_text() == "1"
     assert run({"seed": 2}) and run.count == 4
+
+
+def interruptions(folder: pathlib.Path, action: str) -> list[dict[str, Any]]:
+    """What came of a stage that was interrupted at each of its file operations."""
+    script = pathlib.Path(__file__).with_name("interrupted_stages.py")
+    done = subprocess.run([sys.executable, str(script), str(folder), action], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found) > 30  # opened, renamed and removed
+    return found
+
+
+ONE, TWO = ({name: text for name in ("box.json", "box/a", "box/b")} for text in ("one", "two"))
+
+
+def test_killed_at_any_file_operation_a_stage_can_be_repeated_and_nothing_is_left_over(tmp_path: pathlib.Path) -> None:
+    for kill in interruptions(tmp_path, "kill"):
+        assert kill["status"] == 99
+        assert kill["after"] == TWO  # the same command again
+        assert kill["refused"] == (ONE if kill["again"] else TWO)  # or another one, which refuses its input
+        assert kill["back"] == ONE  # and then the first command
+
+
+def test_a_disk_that_fails_at_any_file_operation_loses_nothing(tmp_path: pathlib.Path) -> None:
+    for failure in interruptions(tmp_path, str(errno.EIO)):
+        left = {name: text for name, text in failure["left"].items() if ".before" not in name}
+        assert failure["status"] in (97, 98)  # nothing happened, or the error was raised
+        # Intact, or finished but for the removal of what was made before.
+        assert left == (ONE if failure["again"] else TWO)
+        assert not failure["again"] or left == failure["left"]
+        assert (failure["after"], failure["back"]) == (TWO, ONE)
 
 
 def test_foreign_outputs_are_found_before_the_work(tmp_path: pathlib.Path) -> None:

@@ -91,6 +91,20 @@ def test_rows_come_with_their_targets(rows, cache):
     found.close()
 
 
+def test_killed_while_anything_was_written_it_is_begun_or_continued(rows, tmp_path):
+    info, folder = info_of(rows), tmp_path / "cache"
+    folder.mkdir()
+    (folder / ".cache.json.17.tmp").write_text("{")
+    assert not teacher_cache.begin(folder, info)
+    assert [file.name for file in folder.iterdir()] == ["cache.json"]
+    for name in (".targets-00001.arrayrecord.tmp", ".targets-00001.arrayrecord.17.tmp", ".cache.json.17.tmp"):
+        (folder / name).write_bytes(b"half")
+    write_cache(folder, rows, info)
+    shards = [f"targets-0000{number}.arrayrecord" for number in range(3)]
+    assert sorted(file.name for file in folder.iterdir()) == ["cache.json", *shards]
+    assert teacher_cache.is_whole(folder, info)
+
+
 def test_fewer_tokens_are_read_than_were_kept(rows, tmp_path):
     folder = write_cache(tmp_path / "top", rows, info_of(rows, kind="top_k", count=4))
     found = CachedRows(rows.folder, folder, info_of(rows, kind="top_k", count=2, seed=0))[7]
