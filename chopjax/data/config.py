@@ -8,7 +8,7 @@ from typing import Literal
 from chopjax import checks
 from chopjax.errors import UserError
 
-Format = Literal["", "text", "jsonl", "parquet", "arrayrecord", "hub"]
+Format = Literal["", "text", "jsonl", "json", "parquet", "arrayrecord", "hub"]
 Policy = Literal["auto", "always", "never"]
 
 
@@ -19,7 +19,8 @@ class TextSource:
     Attributes:
         path: a file, a folder (read recursively, in sorted order) or a glob.
         hub: id of a dataset on the Hugging Face hub, streamed (needs the package `datasets`).
-        format: `text` (one document per file), `jsonl`, `parquet`, `arrayrecord` or `hub`; "" goes by the file names.
+        format: `text` (one document per file), `jsonl`, `json` (a list of objects, or objects one after the other),
+            `parquet`, `arrayrecord` or `hub`; "" goes by the file names, and by the contents where they tell nothing.
         text_field: JSON field or column that holds the text.
         messages: JSON field or column that holds a conversation, a list of `{role, content}` or `{from, value}`; it
             takes the place of `text_field`, and only the assistant's answers are learnt. "" for plain text.

@@ -17,7 +17,7 @@ from chopjax.data import rows
 from chopjax.data.chat import Chat, conversations
 from chopjax.data.checks import check_length, check_tokenizers, check_vocab
 from chopjax.data.config import DataConfig, TextSource
-from chopjax.data.find import source_digest
+from chopjax.data.find import described, source_digest
 from chopjax.data.manifest import Manifest, Part, open_prepared, write_manifest
 from chopjax.data.packing import Packer
 from chopjax.data.rows import RowsInfo, RowsWriter, read_info
@@ -214,6 +214,7 @@ def _prepare_source(job: _Job, source: TextSource, digest: str) -> dict[str, Row
                 _check_tokens(job, info.max_token, f"{folder / split}")
             return found
         job.say(f"{source.label}: {reason}; its rows are written again")
+    job.say(described(source))
     with folders.written_whole(folder, last=(rows.FILE,)) as place:
         return _write_source(job, source, recipe, place)
 

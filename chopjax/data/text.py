@@ -1,12 +1,10 @@
-"""Documents from text files, JSON lines, Parquet, ArrayRecord or a hub dataset, one at a time and in a fixed order."""
+"""Documents from files of text, JSON, Parquet or ArrayRecord or a hub dataset, one at a time, in a fixed order."""
 
-import gzip
 import itertools
 import json
 import pathlib
-import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
@@ -15,6 +13,8 @@ from array_record.python import array_record_module
 from chopjax import paths
 from chopjax.data.config import TextSource
 from chopjax.data.find import find_files
+from chopjax.data.json_text import json_lines, json_object, json_records
+from chopjax.data.streams import open_bytes, reading
 from chopjax.errors import UserError
 
 BATCH = 256  # records read at a time from Parquet and ArrayRecord
@@ -45,50 +45,34 @@ def records(source: TextSource) -> Iterator[Record]:
     if source.messages and kind == "text":
         raise UserError(f"data.sources: {source.path}: plain text files hold no messages; give JSON lines or Parquet")
     for _, path in named:
-        try:
+        with reading(path):
             yield from READERS[kind](path, source)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error}); mend or remove the file") from error
-        except (EOFError, zlib.error) as error:
-            raise UserError(f"{path}: the compressed file is damaged or ends too early; copy it again") from error
-
-
-def _open(path: pathlib.Path) -> IO[bytes]:
-    if path.suffix != ".gz":
-        return path.open("rb")  # type: ignore[return-value]
-    return gzip.open(path.open("rb") if paths.is_remote(path) else path, "rb")  # type: ignore[return-value]
 
 
 def _text_file(path: pathlib.Path, source: TextSource) -> Iterator[Record]:
-    with _open(path) as file:
+    with open_bytes(path) as file:
         data = file.read()
     try:
-        yield str(path), data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}, line {line}: not UTF-8 (byte {error.start}); convert the file") from error
+    if (place := text.find("\0")) >= 0:
+        line = text.count("\n", 0, place) + 1
+        raise UserError(f"{path}, line {line}: holds a NUL character, so it is no plain text; leave it out")
+    yield str(path), text
 
 
 def _json_lines(path: pathlib.Path, source: TextSource) -> Iterator[Record]:
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            if line := line.strip():
-                where = f"{path}, line {number}"
-                yield where, _json_value(line, source, where)
+    with open_bytes(path) as file:
+        for where, record in json_lines(path, file):
+            yield where, _value(record, source, where)
 
 
-def _json_value(data: bytes, source: TextSource, where: str) -> Any:
-    try:
-        record = json.loads(data)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8; convert the file") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested without end
-        raise UserError(f"{where}: not JSON that can be read ({error})") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: a JSON object is wanted, not {type(record).__name__}")
-    return _value(record, source, where)
+def _json_file(path: pathlib.Path, source: TextSource) -> Iterator[Record]:
+    with open_bytes(path) as file:
+        for where, record in json_records(path, file):
+            yield where, _value(record, source, where)
 
 
 def _value(record: Mapping[str, Any], source: TextSource, where: str) -> Any:
@@ -146,7 +130,10 @@ def _array_record(path: pathlib.Path, source: TextSource) -> Iterator[Record]:
                 for offset, record in enumerate(reader.read(start, min(start + BATCH, count))):
                     as_json = _is_json_record(record, source.field) if as_json is None else as_json
                     where = f"{path}, record {start + offset + 1}"
-                    yield where, _json_value(record, source, where) if as_json else _plain_text(record, where)
+                    yield (
+                        where,
+                        _value(json_object(record, where), source, where) if as_json else _plain_text(record, where),
+                    )
         finally:
             reader.close()
     except (RuntimeError, IndexError, ValueError) as error:
@@ -191,6 +178,7 @@ def _first_line(error: Exception) -> str:
 READERS: dict[str, Callable[[pathlib.Path, TextSource], Iterator[Record]]] = {
     "text": _text_file,
     "jsonl": _json_lines,
+    "json": _json_file,
     "parquet": _parquet,
     "arrayrecord": _array_record,
 }

@@ -131,7 +131,7 @@ def test_changed_settings_are_said_and_rows_replaced(corpus, tokenizer_folder, t
     prepare(config_of(source), tokenizer_folder, tmp_path / "out")
     lines: list[str] = []
     again = prepare(config_of(source, **fields), tokenizer_folder, tmp_path / "out", say=lines.append)
-    assert len(lines) == 1 and lines[0].startswith(said)
+    assert len(lines) == 2 and lines[0].startswith(said) and lines[1] == "text: 1 file read as jsonl"
     fresh = prepare(config_of(source, **fields), tokenizer_folder, tmp_path / "fresh")
     assert again.parts == fresh.parts
     assert again.mixture()[0][0].info == fresh.mixture()[0][0].info
@@ -147,7 +147,7 @@ def test_changed_text_and_tokenizer_are_noticed(corpus, tokenizer_with, tokenize
     assert prepare(config, tokenizer_folder, out, say=lines.append).total("documents", "train") > 20
     assert "changed since they were written: text;" in lines[0]
     prepare(config, tokenizer_with(adds_bos=True), out, say=lines.append)
-    assert "changed since they were written: bos;" in lines[1]
+    assert "changed since they were written: bos;" in lines[2]
 
 
 def test_damaged_rows_are_written_again(corpus, tokenizer_folder, tmp_path):

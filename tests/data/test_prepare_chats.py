@@ -99,7 +99,10 @@ def test_another_template_makes_other_rows_and_a_stale_manifest_is_noticed(folde
     assert prepare(config, folder, out, say=lines.append) == before and lines == ["chats: rows are there already"]
     with_template(folder, STRIPPED)
     after = prepare(config, folder, out, say=lines.append)
-    assert lines[1:] == ["chats: changed since they were written: template; its rows are written again"]
+    assert lines[1:] == [
+        "chats: changed since they were written: template; its rows are written again",
+        "chats: 1 file read as jsonl",
+    ]
     assert mixture_digest(after.mixture(), 0) != digest and after.parts[0].template != before.parts[0].template
     (out / "manifest.json").write_text(manifest)
     with pytest.raises(UserError, match="train was written after manifest.json"):
@@ -113,7 +116,11 @@ def test_the_other_field_is_another_text(folder, tmp_path):
     for field in ("messages", "chosen"):
         source = TextSource(path=str(path), messages=field, name="chats")
         manifest: Manifest = prepare(config_of(source), folder, tmp_path / "out", say=lines.append)
-    assert lines == ["chats: changed since they were written: text; its rows are written again"]
+    assert lines == [
+        "chats: 1 file read as jsonl",
+        "chats: changed since they were written: text; its rows are written again",
+        "chats: 1 file read as jsonl",
+    ]
     assert len(predicted(manifest.mixture()[0][0], folder)) == manifest.total("documents", "train")
 
 

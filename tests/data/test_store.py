@@ -69,7 +69,7 @@ def test_rows_are_written_once_and_read_where_they_lie(
     there = prepare(config, tokenizer_folder, f"gs://{bucket}/rows", say=said.append)
     here = prepare(config, tokenizer_folder, tmp_path / "rows")
     assert prepare(config, tokenizer_folder, f"gs://{bucket}/rows", say=said.append) == there
-    assert said == ["text.jsonl: rows are there already"]
+    assert said == ["text.jsonl: 1 file read as jsonl", "text.jsonl: rows are there already"]
     opened = prepare_or_open(DataConfig(rows=f"gs://{bucket}/rows"), tokenizer_folder, "unused")
     (one, _), (other, _) = opened.mixture()[0], here.mixture()[0]
     assert len(one) == len(other) > 10

@@ -1,5 +1,7 @@
+import bz2
 import gzip
 import json
+import lzma
 import pathlib
 import sys
 import types
@@ -59,6 +61,99 @@ def test_parquet_in_several_batches(tmp_path):
     assert read(path, text_field="body") == texts
 
 
+def test_json_as_lists_objects_and_lines(tmp_path):
+    records = [{"text": f"{text} {number}", "n": [number, {"a": "]}"}]} for number in range(3) for text in TEXTS]
+    texts = [record["text"] for record in records]
+    written = {
+        "list": json.dumps(records, ensure_ascii=False),
+        "pretty": "\ufeff" + json.dumps(records, indent=2),
+        "lines": "".join(json.dumps(record) + "\n" for record in records),
+        "objects": "\n".join(json.dumps(record, indent=1) for record in records),
+    }
+    for name, content in written.items():
+        path = tmp_path / f"{name}.json"
+        path.write_bytes(content.encode())
+        assert read(path) == texts, name
+    assert read(tmp_path) == texts * 4
+    (tmp_path / "empty.json").write_text("")
+    (tmp_path / "none.json").write_text(" [] ")
+    assert read(tmp_path / "[en]*e*.json") == []
+
+
+def test_json_records_longer_than_one_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("chopjax.data.json_text.BLOCK", 7)
+    records = [{"text": "ü" * number, "number": -1.5e-3, "none": None} for number in range(1, 60)]
+    (tmp_path / "a.json").write_text(json.dumps(records), encoding="utf-8")
+    assert read(tmp_path / "a.json") == [record["text"] for record in records]
+    monkeypatch.setattr("chopjax.data.json_text.LONGEST", 50)
+    with pytest.raises(UserError, match=r"a.json, line 1, record \d+: a record of more than 0 MiB is not read; split it"):
+        read(tmp_path / "a.json")
+    write_lines(tmp_path / "b.jsonl", {"text": "a"}, {"text": "b" * 50})
+    with pytest.raises(UserError, match=r"b.jsonl, line 2: a record of more than 0 MiB is not read; split it"):
+        read(tmp_path / "b.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'[{"text": "a"}\n{"text": "b"}]', "a.json, line 2: not valid JSON .no ',' in the list"),
+        (b'[{"text": "a"},\n\n{"text": "b"', "a.json, line 3: not valid JSON .Expecting ',' delimiter"),
+        (b'[{"text": "a"}', "a.json, line 1: not valid JSON .no ']' in the list"),
+        (b'[{"text": "a"}]\nmore', "a.json, line 2: text follows the end of the JSON; remove it"),
+        (b'["a"]', "a.json, line 1, record 1: str instead of a JSON object"),
+        (b'{"text": "a"}\n[]', "a.json, line 2, record 2: list instead of a JSON object"),
+        (b'{"text": "a"}\n{"body": 1}', "a.json, line 2, record 2: no field 'text'; there are body; set text_field"),
+        (b'{"text": "a"}\n{"text": "\xff"}', "a.json: not UTF-8 after line 1; convert the file"),
+        (b'[{"text": "a"},' + b"[" * 100_000, "a.json, line 1, record 2: not JSON that can be read"),
+        (b"plain text", "a.json, line 1: not valid JSON .Expecting value"),
+    ],
+)
+def test_json_errors_name_the_line_and_record(tmp_path, content, said):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        read(tmp_path / "a.json")
+
+
+def test_advice_for_json_in_a_file_of_json_lines_works(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps([{"text": text} for text in TEXTS], indent=2))
+    with pytest.raises(UserError, match="a.jsonl, line 1: not valid JSON .*; for a JSON list, .* set format='json'"):
+        read(tmp_path / "a.jsonl")
+    assert read(tmp_path / "a.jsonl", format="json") == TEXTS
+
+
+COMPRESS = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: arrow.compress(data, codec="zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("name", ["a.jsonl", "A.JSON", "a.txt"])
+def test_compressed_files(tmp_path, name, suffix):
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    content = (lines if "json" in name.lower() else TEXTS[1]).encode()
+    # Files of several frames, as pzstd and `cat` write them.
+    frames = [COMPRESS[suffix](part) for part in (content[:9], content[9:])]
+    path = tmp_path / f"{name}{suffix if name.islower() else suffix.upper()}"
+    path.write_bytes(b"".join(frames))
+    assert read(path) == (TEXTS if "json" in name.lower() else [TEXTS[1]])
+    path.write_bytes(COMPRESS[suffix](content * 99)[:-9])
+    with pytest.raises(
+        UserError, match=f"{path.name}: (the compressed file is damaged or ends|cannot be read .Truncat)"
+    ):
+        read(path)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{path.name}: (cannot be read|the compressed file is damaged)"):
+        read(path)
+    for plain in ("b.jsonl", "b.json", "b.txt", "b"):
+        (tmp_path / plain).write_bytes(frames[0])
+        kind = {".gz": "gzip", ".zst": "zstd"}.get(suffix, suffix[1:])
+        with pytest.raises(UserError, match=f"{plain}: holds {kind} data, but its name does not end in {suffix}; ren"):
+            read(tmp_path / plain)
+
+
 @pytest.mark.parametrize("options", ["group_size:1", "group_size:7"])
 def test_array_record_of_text_or_json(tmp_path, options):
     texts = [f"{text} {number}" for number in range(300) for text in TEXTS]
@@ -92,7 +187,7 @@ def test_hub_without_the_package(monkeypatch):
     ("line", "said"),
     [
         (b'{"text": "cut', r"a.jsonl, line 2: not valid JSON .Unterminated string"),
-        (b'["text"]', "a.jsonl, line 2: a JSON object is wanted, not list"),
+        (b'["text"]', "a.jsonl, line 2: list instead of a JSON object"),
         (b'{"body": "x", "id": 1}', "a.jsonl, line 2: no field 'text'; there are body, id; set text_field"),
         (b'{"chat": [{"role": "user"}]}', "no field 'text'; there are chat; set text_field, or messages for conversat"),
         (b'{"text": 3}', "a.jsonl, line 2: field 'text' is int, not text; set text_field"),
@@ -119,6 +214,9 @@ def test_other_errors_name_the_file(tmp_path):
     (tmp_path / "c.jsonl.gz").write_bytes(b"not packed")
     with pytest.raises(UserError, match="c.jsonl.gz: cannot be read .Not a gzipped file"):
         read(tmp_path / "c.jsonl.gz")
+    (tmp_path / "d.txt").write_bytes(b"a" * (70 << 10) + b"\n\0")
+    with pytest.raises(UserError, match="d.txt, line 2: holds a NUL character, so it is no plain text; leave it out"):
+        read(tmp_path / "d.txt")
 
 
 def test_parquet_errors(tmp_path):
