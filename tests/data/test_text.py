@@ -86,10 +86,10 @@ def test_json_records_longer_than_one_read(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text(json.dumps(records), encoding="utf-8")
     assert read(tmp_path / "a.json") == [record["text"] for record in records]
     monkeypatch.setattr("chopjax.data.json_text.LONGEST", 50)
-    with pytest.raises(UserError, match=r"a.json, line 1, record \d+: a record of more than 0 MiB is not read; split it"):
+    with pytest.raises(UserError, match=r"a.json, line 1, record \d+: a record of more than 0 MiB is not read; split"):
         read(tmp_path / "a.json")
     write_lines(tmp_path / "b.jsonl", {"text": "a"}, {"text": "b" * 50})
-    with pytest.raises(UserError, match=r"b.jsonl, line 2: a record of more than 0 MiB is not read; split it"):
+    with pytest.raises(UserError, match=r"b.jsonl, line 2: a record of more than 0 MiB is not read; split"):
         read(tmp_path / "b.jsonl")
 
 
