@@ -11,6 +11,11 @@ from chopjax.errors import UserError
 Format = Literal["", "text", "jsonl", "json", "parquet", "arrayrecord", "hub"]
 Policy = Literal["auto", "always", "never"]
 
+# Fields beside a conversation that a chat template may use, or that other programs let change what is learnt.
+FOR_TEMPLATE = ("tools", "documents", "chat_template_kwargs")
+NOT_USED = ("functions", "system", "weight", "train", "training", "trainable", "loss")
+BESIDE = (*FOR_TEMPLATE, *NOT_USED)
+
 
 @dataclasses.dataclass(frozen=True)
 class TextSource:
@@ -24,6 +29,9 @@ class TextSource:
         text_field: JSON field or column that holds the text.
         messages: JSON field or column that holds a conversation, a list of `{role, content}` or `{from, value}`; it
             takes the place of `text_field`, and only the assistant's answers are learnt. "" for plain text.
+        prompt: JSON field or column that holds a prompt: text, or a list of messages. It takes the place of
+            `text_field` and needs `completion`.
+        completion: JSON field or column that holds the completion of the prompt, which alone is learnt.
         weight: share of this source in a mixture, relative to the others; any positive scale.
         name: folder name of its rows; "" derives one from `path` or `hub`.
         heldout: the whole source is held out. Its documents are also held out wherever else they occur.
@@ -38,6 +46,8 @@ class TextSource:
     format: Format = ""
     text_field: str = "text"
     messages: str = ""
+    prompt: str = ""
+    completion: str = ""
     weight: float = 1.0
     name: str = ""
     heldout: bool = False
@@ -55,10 +65,19 @@ class TextSource:
             raise UserError(f"data.sources: {said}: a hub id takes no format {self.format!r}; leave format empty")
         if self.format == "hub" and not self.hub:
             raise UserError(f"data.sources: {said}: format 'hub' needs a dataset id in hub, not a path")
+        if bool(self.prompt) != bool(self.completion):
+            raise UserError(f"data.sources: {said}: prompt and completion go together; give both")
         if self.messages and self.text_field != "text":
             raise UserError(f"data.sources: {said}: give either text_field or messages, not both")
-        if self.messages and self.format == "text":
-            raise UserError(f"data.sources: {said}: plain text files hold no messages; give JSON lines or Parquet")
+        if self.prompt and (self.messages or self.text_field != "text"):
+            field = "messages" if self.messages else "text_field"
+            raise UserError(f"data.sources: {said}: give either {field}, or prompt and completion, not both")
+        if self.prompt and self.prompt == self.completion:
+            raise UserError(f"data.sources: {said}: prompt and completion are both {self.prompt!r}; name two fields")
+        if self.chats and self.format == "text":
+            raise UserError(
+                f"data.sources: {said}: plain text files hold no {self.setting}; give JSON lines or Parquet"
+            )
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise UserError(f"data.sources: {said}: weight is {self.weight}; it must be a positive number")
         checks.at_least(self, f"data.sources: {said}", 0, "max_documents")
@@ -66,14 +85,19 @@ class TextSource:
             raise UserError(f"data.sources: name {self.name!r} must be letters, digits, '_', '-' and '.'")
 
     @property
-    def field(self) -> str:
-        """JSON field or column that is read."""
-        return self.messages or self.text_field
+    def chats(self) -> bool:
+        """Whether only a part of each document is learnt: the answers of conversations, or completions."""
+        return bool(self.messages or self.prompt)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """JSON fields or columns that every record needs."""
+        return (self.prompt, self.completion) if self.prompt else (self.messages or self.text_field,)
 
     @property
     def setting(self) -> str:
-        """Which setting names `field`."""
-        return "messages" if self.messages else "text_field"
+        """Which settings name `fields`."""
+        return "prompt and completion" if self.prompt else "messages" if self.messages else "text_field"
 
     @property
     def label(self) -> str:

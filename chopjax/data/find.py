@@ -192,6 +192,8 @@ def source_digest(source: TextSource) -> str:
     facts: dict[str, Any] = {"text_field": source.text_field, "max_documents": source.max_documents}
     if source.messages:
         facts["messages"] = source.messages
+    if source.prompt:
+        facts |= {"prompt": source.prompt, "completion": source.completion}
     if source.hub:
         facts |= {"hub": source.hub, "subset": source.subset, "split": source.split, "revision": source.revision}
     else:

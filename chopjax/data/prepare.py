@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int32
 
 from chopjax import files, folders, paths
 from chopjax.data import rows
-from chopjax.data.chat import Chat, conversations
+from chopjax.data.chat import Chat, Notes, conversations
 from chopjax.data.checks import check_length, check_tokenizers, check_vocab
 from chopjax.data.config import DataConfig, TextSource
 from chopjax.data.find import described, source_digest
 from chopjax.data.manifest import Manifest, Part, open_prepared, write_manifest
 from chopjax.data.packing import Packer
 from chopjax.data.rows import RowsInfo, RowsWriter, read_info
-from chopjax.data.template import load_template
+from chopjax.data.template import ChatTemplate, find_template, load_template
 from chopjax.data.text import documents
 from chopjax.data.tokenize import Bounds, Tokenizer, covered, document_bounds, encode_documents, load_tokenizer
 from chopjax.errors import UserError
@@ -29,6 +30,7 @@ from chopjax.errors import UserError
 SPLITS = ("train", "heldout")
 BATCH_DOCUMENTS = 512
 BATCH_CHARACTERS = 1 << 22
+TOOL_TEMPLATE = "tool_template"
 
 Say = Callable[[str], None]
 Document = str | Chat
@@ -132,8 +134,12 @@ class _Job:
         self.config, self.tokenizer = config, tokenizer
         self.out, self.vocab, self.say = out, vocab, say
         self.bounds = document_bounds(tokenizer, config)
-        chats = any(source.messages for source in config.sources)
-        self.template = load_template(tokenizer_folder, tokenizer) if chats else None
+        self.template: ChatTemplate | None = None
+        if any(source.messages for source in config.sources):
+            self.template = load_template(tokenizer_folder, tokenizer)
+        elif any(source.prompt for source in config.sources):  # whose prompts may be plain text
+            self.template = find_template(tokenizer_folder, tokenizer)
+        self.notes = {source.label: Notes(say, source.label) for source in config.sources}
         heldout = [source for source in config.sources if source.heldout]
         if heldout:
             say(f"reading {', '.join(source.label for source in heldout)} to keep their documents out of training")
@@ -142,14 +148,18 @@ class _Job:
         self.kept_out_digest = files.digest({"hashes": sorted(self.kept_out)})
 
     def documents(self, source: TextSource) -> Iterator[Document]:
-        """Texts of a source, or its conversations."""
-        if source.messages and self.template is not None:
-            return conversations(source, self.template)
-        return documents(source)
+        """Texts of a source, or its conversations or completions."""
+        return conversations(source, self.template, self.notes[source.label]) if source.chats else documents(source)
 
     def template_of(self, source: TextSource) -> dict[str, str]:
         """The chat template's digest by the name `template`; nothing of a source of plain text."""
-        return {"template": self.template.digest} if source.messages and self.template is not None else {}
+        return {"template": self.template.digest} if source.chats and self.template is not None else {}
+
+    def tool_template(self) -> dict[str, str]:
+        """The digest of the chat template for tools by its name in recipes, where it is one of its own."""
+        template = self.template
+        own = template is not None and template.tool_digest != template.digest
+        return {TOOL_TEMPLATE: template.tool_digest} if template is not None and own else {}
 
     def recipe(self, source: TextSource, digest: str) -> dict[str, Any]:
         """All that decides the rows of a source."""
@@ -168,7 +178,7 @@ class _Job:
         } | self.template_of(source)
 
     def encode(self, batch: Sequence[Document]) -> Iterator[tuple[np.ndarray, ...]]:
-        """Tokens of each document, int32; of a conversation with its targets, bool."""
+        """Tokens of each document, int32; of a conversation or completion with its targets, bool."""
         chats = [document for document in batch if isinstance(document, Chat)]
         if not chats:
             texts = [_text(document) for document in batch]
@@ -176,13 +186,23 @@ class _Job:
             return
         encoded = self.tokenizer.encode_offsets([chat.text for chat in chats])
         for chat, (ids, offsets) in zip(chats, encoded, strict=True):
-            yield np.array(ids, np.int32), covered(offsets, chat.answers)
+            tokens, targets = np.array(ids, np.int32), covered(offsets, chat.answers)
+            yield _bounded(tokens, targets, self.bounds) if chat.bounded else (tokens, targets)
 
     def split_of(self, source: TextSource, document: Document) -> str:
         """`train` or `heldout`, by nothing but the text and the held-out sources."""
         hashed = _hash(document)
         out = source.heldout or hashed in self.kept_out or hashed < self.config.heldout_fraction * 2**64
         return "heldout" if out else "train"
+
+
+def _bounded(
+    tokens: Int32[np.ndarray, "tokens"], targets: Bool[np.ndarray, "tokens"], bounds: Bounds
+) -> tuple[Int32[np.ndarray, "bounded"], Bool[np.ndarray, "bounded"]]:
+    """A prompt and its completion with what goes around them; the end is to be predicted."""
+    before, after = ([] if one is None else [one] for one in (bounds.before, bounds.after))
+    ids = np.concatenate([before, tokens, after]).astype(np.int32)
+    return ids, np.concatenate([[False] * len(before), targets, [True] * len(after)]).astype(np.bool_)
 
 
 def _text(document: Document) -> str:
@@ -207,7 +227,7 @@ def _prepare_source(job: _Job, source: TextSource, digest: str) -> dict[str, Row
     folders.clear(folder)
     recipe = job.recipe(source, digest)
     if folder.exists() and any(folder.iterdir()):
-        found, reason = _existing(folder, recipe)
+        found, reason = _existing(folder, recipe, job.tool_template())
         if not reason:
             job.say(f"{source.label}: rows are there already")
             for split, info in found.items():
@@ -219,8 +239,15 @@ def _prepare_source(job: _Job, source: TextSource, digest: str) -> dict[str, Row
         return _write_source(job, source, recipe, place)
 
 
-def _existing(folder: pathlib.Path, recipe: Mapping[str, Any]) -> tuple[dict[str, RowsInfo], str]:
+def _existing(
+    folder: pathlib.Path, recipe: Mapping[str, Any], tool_template: Mapping[str, str]
+) -> tuple[dict[str, RowsInfo], str]:
     """What lies in a source's folder, and why it cannot be used as it is; "" if it can.
+
+    Args:
+        folder: the source's.
+        recipe: what decides its rows, without the template for tools.
+        tool_template: that template's digest, which counts where the rows were made with it.
 
     Raises:
         UserError: the folder holds something that `prepare` did not write.
@@ -233,14 +260,17 @@ def _existing(folder: pathlib.Path, recipe: Mapping[str, Any]) -> tuple[dict[str
     except UserError as error:
         return {}, str(error)
     old = found["train"].recipe
+    if TOOL_TEMPLATE in old:
+        recipe = {**recipe, TOOL_TEMPLATE: tool_template.get(TOOL_TEMPLATE)}
     changed = [key for key in recipe if old.get(key) != recipe[key]]
     return found, f"changed since they were written: {', '.join(changed)}" if changed else ""
 
 
 def _write_source(job: _Job, source: TextSource, recipe: Mapping[str, Any], place: pathlib.Path) -> dict[str, RowsInfo]:
-    length, chats = job.config.length, bool(source.messages)
+    length, chats = job.config.length, source.chats
     packers = {split: Packer(length, chats) for split in SPLITS}
     counts = dict.fromkeys(SPLITS, 0)
+    tools = False
     writers = {}
     for split in SPLITS:
         (place / split).mkdir()
@@ -250,6 +280,7 @@ def _write_source(job: _Job, source: TextSource, recipe: Mapping[str, Any], plac
             for document, encoded in zip(batch, job.encode(batch), strict=True):
                 split = job.split_of(source, document)
                 counts[split] += 1
+                tools |= isinstance(document, Chat) and document.tools
                 if encoded[0].size:
                     _check_tokens(job, int(encoded[0].max()), source.label)
                 for row in packers[split].add(*encoded):
@@ -258,6 +289,8 @@ def _write_source(job: _Job, source: TextSource, recipe: Mapping[str, Any], plac
             for row in packers[split].finish():
                 writers[split].write(*row)
         digest = job.tokenizer.digest
+        if tools:  # known only after reading, and nothing to the rows of conversations without any
+            recipe = {**recipe, **job.tool_template()}
         return {
             split: writers[split].finish(documents=counts[split], split=split, tokenizer=digest, recipe=recipe)
             for split in SPLITS

@@ -11,7 +11,7 @@ import pyarrow.parquet as parquet
 from array_record.python import array_record_module
 
 from chopjax import paths
-from chopjax.data.config import TextSource
+from chopjax.data.config import BESIDE, TextSource
 from chopjax.data.find import find_files
 from chopjax.data.json_text import json_lines, json_object, json_records
 from chopjax.data.streams import open_bytes, reading
@@ -19,7 +19,8 @@ from chopjax.errors import UserError
 
 BATCH = 256  # records read at a time from Parquet and ArrayRecord
 
-Record = tuple[str, Any]  # where it stands, and the value of the field
+# Where it stands, and the value of the field. Of a chat source all fields that are read, by name.
+Record = tuple[str, Any]
 
 
 def documents(source: TextSource) -> Iterator[str]:
@@ -33,17 +34,19 @@ def documents(source: TextSource) -> Iterator[str]:
 
 
 def records(source: TextSource) -> Iterator[Record]:
-    """What each record's `source.field` holds, with the record's place for messages to the user.
+    """The field `source.text_field` of each record, or the fields of a chat, with the record's place for messages.
 
     Raises:
-        UserError: a file, line or record that cannot be read, by name, or one without the field.
+        UserError: a file, line or record that cannot be read, by name, or one without a field.
     """
     if source.hub:
         yield from _hub_records(source)
         return
     kind, named = find_files(source)
-    if source.messages and kind == "text":
-        raise UserError(f"data.sources: {source.path}: plain text files hold no messages; give JSON lines or Parquet")
+    if source.chats and kind == "text":
+        raise UserError(
+            f"data.sources: {source.path}: plain text files hold no {source.setting}; give JSON lines or Parquet"
+        )
     for _, path in named:
         with reading(path):
             yield from READERS[kind](path, source)
@@ -76,15 +79,30 @@ def _json_file(path: pathlib.Path, source: TextSource) -> Iterator[Record]:
 
 
 def _value(record: Mapping[str, Any], source: TextSource, where: str) -> Any:
-    if source.field not in record:
-        there = ", ".join(map(str, record))
-        chat = any(isinstance(value, list) and value and isinstance(value[0], dict) for value in record.values())
-        setting = f"{source.setting}, or messages for conversations" if chat and not source.messages else source.setting
-        raise UserError(f"{where}: no field {source.field!r}; there are {there}; set {setting}")
-    return record[source.field]
+    for field in source.fields:
+        if field not in record:
+            there = ", ".join(map(str, record))
+            chat = any(isinstance(value, list) and value and isinstance(value[0], dict) for value in record.values())
+            setting = (
+                f"{source.setting}, or messages for conversations" if chat and not source.chats else source.setting
+            )
+            raise UserError(f"{where}: no field {field!r}; there are {there}; set {setting}")
+    return record if source.chats else record[source.fields[0]]
 
 
-def checked_text(value: Any, field: str, where: str) -> str:
+def _without_nulls(value: Any) -> Any:
+    """Objects without their null fields: tables hold a null where another row's object has a field."""
+    if isinstance(value, Mapping):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
+
+
+def _chat_row(record: Mapping[str, Any], source: TextSource) -> dict[str, Any]:
+    """A row of a table as a chat's record; a null stays where the whole field is null."""
+    return {name: _without_nulls(value) for name, value in record.items() if value is not None or name in source.fields}
+
+
+def checked_text(value: Any, field: str, where: str, setting: str = "text_field") -> str:
     """`value` as text that UTF-8 can hold; a null is an empty document.
 
     Raises:
@@ -93,7 +111,8 @@ def checked_text(value: Any, field: str, where: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        setting = "messages in place of text_field" if isinstance(value, list) else "text_field"
+        if setting == "text_field" and isinstance(value, list):
+            setting = "messages in place of text_field"
         raise UserError(f"{where}: field {field!r} is {type(value).__name__}, not text; set {setting}")
     if not value.isascii():
         try:
@@ -107,28 +126,31 @@ def _parquet(path: pathlib.Path, source: TextSource) -> Iterator[Record]:
     try:
         with parquet.ParquetFile(path.open("rb") if paths.is_remote(path) else path) as file:
             names = file.schema_arrow.names
-            if source.field not in names:
-                there = ", ".join(names)
-                raise UserError(f"{path}: no column {source.field!r}; there are {there}; set {source.setting}")
+            for field in source.fields:
+                if field not in names:
+                    there = ", ".join(names)
+                    raise UserError(f"{path}: no column {field!r}; there are {there}; set {source.setting}")
+            columns = [*source.fields, *(name for name in BESIDE if source.chats and name in names)]
             row = 0
-            for batch in file.iter_batches(BATCH, columns=[source.field]):
-                for value in batch.column(0).to_pylist():
+            for batch in file.iter_batches(BATCH, columns=columns):
+                for record in batch.to_pylist():
                     row += 1
+                    value = _chat_row(record, source) if source.chats else record[source.fields[0]]
                     yield f"{path}, row {row}", value
     except arrow.ArrowException as error:
         raise UserError(f"{path}: not a whole Parquet file ({_first_line(error)})") from error
 
 
 def _array_record(path: pathlib.Path, source: TextSource) -> Iterator[Record]:
-    """Records are JSON objects if they are to hold messages or the first has the field, else plain text."""
+    """Records are JSON objects if the source is of chats or the first has the field, else plain text."""
     try:
         reader = array_record_module.ArrayRecordReader(paths.for_array_record(path))
         try:
             count = reader.num_records()
-            as_json: bool | None = True if source.messages else None
+            as_json: bool | None = True if source.chats else None
             for start in range(0, count, BATCH):
                 for offset, record in enumerate(reader.read(start, min(start + BATCH, count))):
-                    as_json = _is_json_record(record, source.field) if as_json is None else as_json
+                    as_json = _is_json_record(record, source.text_field) if as_json is None else as_json
                     where = f"{path}, record {start + offset + 1}"
                     yield (
                         where,
@@ -168,7 +190,8 @@ def _hub_records(source: TextSource) -> Iterator[Record]:
         raise UserError(f"data.sources: hub {source.hub!r} cannot be opened ({_first_line(error)})") from error
     for number, record in enumerate(found, 1):
         where = f"{source.hub}, record {number}"
-        yield where, _value(record, source, where)
+        value = _value(record, source, where)
+        yield where, _chat_row(value, source) if source.chats else value
 
 
 def _first_line(error: Exception) -> str:

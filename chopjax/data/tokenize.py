@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int, Int32
 
 from chopjax import files
 from chopjax.data.config import DataConfig
+from chopjax.data.special import content_of, special_settings
 from chopjax.errors import UserError
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
@@ -98,7 +99,7 @@ def _from_core(core: tokenizers.Tokenizer, raw: dict[str, Any], folder: pathlib.
     # A saved tokenizer may cut or pad every text to some length; rows need the whole text and nothing else.
     core.no_truncation()
     core.no_padding()
-    settings = files.read_object(folder / "tokenizer_config.json") or {}
+    settings = special_settings(folder)
     bos = _special_id("bos_token", core, settings, folder)
     eos = _special_id("eos_token", core, settings, folder)
     tokens = core.get_vocab(with_added_tokens=True)
@@ -150,10 +151,8 @@ def _scores(model: dict[str, Any]) -> list[Any]:
 
 def _special_id(key: str, core: tokenizers.Tokenizer, settings: dict[str, Any], folder: pathlib.Path) -> int | None:
     """The id of `bos_token` or `eos_token`: from the tokenizer's settings, or else the model's `config.json`."""
-    settings = settings if key in settings else files.read_object(folder / "special_tokens_map.json") or {}
     if key in settings:
-        value = settings[key]
-        text = value.get("content") if isinstance(value, dict) else value
+        text = content_of(settings[key])
         if text is None:
             return None
         found = core.token_to_id(text) if isinstance(text, str) else None

@@ -163,10 +163,51 @@ def test_nulls_reach_no_template(tokenizer_with, tmp_path):
         ({"messages": [{"content": "x"}]}, r"messages\[0\] has no role; there are content"),
         ({"messages": [{}]}, r"messages\[0\] has no role; there are nothing"),
         ({"messages": [{"from": 3, "value": "x"}]}, r"messages\[0\] has no role; there are from, value"),
-        ({"messages": [*turns("Q"), {"role": "assistant"}]}, r"messages\[1\]: content of the assistant is NoneType"),
-        ({"messages": [{"from": "gpt", "value": ["x"]}]}, r"messages\[0\]: content of the assistant is list"),
+        ({"messages": [{"role": "user"}]}, r"messages\[0\] has no content; there are role; messages have role and"),
+        ({"messages": [{"from": "human"}]}, r"messages\[0\] has no value; there are from; messages have role and"),
+        (
+            {"messages": [{"role": "assistant", "content": None}]},
+            r"messages\[0\]: content of the assistant is null, and",
+        ),
+        ({"messages": [{"from": "gpt", "value": None}]}, r"messages\[0\]: value of the assistant is null, and"),
+        ({"messages": [{"from": "gpt", "value": [3]}]}, r"messages\[0\]: content of the assistant is list, not text"),
+        ({"messages": [{"role": "user", "content": 3}]}, r"messages\[0\]: content of the user is int, not text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image", "url": "x"}]}]},
+            r"messages\[0\]: content\[1\] is of type 'image'; only text can be read: leave the record out",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]},
+            r"messages\[0\]: content\[0\]: text is int, not text",
+        ),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "field 'messages' has a lone surrogate"),
-        ({"messages": [{"role": "user"}]}, "the chat template refuses the messages"),
+        (
+            {"messages": [{"role": "user", "content": "x", "weight": 0.5}]},
+            r"messages\[0\]: weight is 0.5; only 0 and 1, or false and true, can be used",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x", "weight": 0, "train": True}]},
+            r"messages\[0\]: weight and train contradict each other; keep one of them",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": ["f(1)"]}]},
+            r"messages\[0\]: tool_calls\[0\] is text, but not JSON",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "f"}]}]},
+            r"messages\[0\]: tool_calls\[0\] is no call of a function; a call is an object with function, or name and",
+        ),
+        (
+            {"messages": [{"from": "function_call", "value": "f(1)"}]},
+            r"messages\[0\]: value is text, but not JSON",
+        ),
+        ({"messages": CHATS[0], "tools": "x"}, "tools is text, but not JSON"),
+        ({"messages": CHATS[0], "tools": [3]}, r"tools\[0\] is int, not an object"),
+        ({"messages": CHATS[0], "chat_template_kwargs": 3}, "chat_template_kwargs must be an object of variables"),
+        (
+            {"messages": CHATS[0], "chat_template_kwargs": {"tools": []}},
+            "chat_template_kwargs must be an object of variables of the template, without messages, tools",
+        ),
     ],
 )
 def test_errors_name_the_record(folder, tmp_path, record, said):

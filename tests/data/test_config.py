@@ -17,6 +17,12 @@ from chopjax.errors import UserError
         ({"path": "a", "max_documents": -1}, "max_documents is -1"),
         ({"path": "a", "messages": "m", "text_field": "body"}, "give either text_field or messages, not both"),
         ({"path": "a", "messages": "m", "format": "text"}, "plain text files hold no messages"),
+        ({"path": "a", "prompt": "p"}, "prompt and completion go together; give both"),
+        ({"path": "a", "completion": "c"}, "prompt and completion go together; give both"),
+        ({"path": "a", "prompt": "p", "completion": "p"}, "prompt and completion are both 'p'; name two fields"),
+        ({"path": "a", "prompt": "p", "completion": "c", "messages": "m"}, "give either messages, or prompt and compl"),
+        ({"path": "a", "prompt": "p", "completion": "c", "text_field": "t"}, "give either text_field, or prompt and c"),
+        ({"path": "a", "prompt": "p", "completion": "c", "format": "text"}, "hold no prompt and completion; give JSON"),
         ({"path": "a", "name": "../b"}, "name '../b'"),
     ],
 )

@@ -150,3 +150,85 @@ def test_what_cannot_be_learnt_from(folder, tokenizer_with, tmp_path):
     with_template(folder, THINKING.replace("+ c }}", "+ c + c }}"))
     with pytest.raises(UserError, match="chats.jsonl, line 1: the chat template rewrites the answer in message 4"):
         prepare(config_of(chat_source(tmp_path)), folder, tmp_path / "none")
+
+
+def pairs(tmp_path: pathlib.Path, records: list[dict]) -> TextSource:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return TextSource(path=str(path), prompt="prompt", completion="completion", name="pairs")
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_completions_are_predicted_up_to_the_end(tokenizer_with, tmp_path, bos):
+    folder = tokenizer_with(adds_bos=bos)
+    source = pairs(tmp_path, [{"prompt": f"question {n}?\n", "completion": f"water {n}"} for n in range(60)])
+    manifest = prepare(config_of(source, heldout_fraction=0.0), folder, tmp_path / "out")
+    ((train, _),) = manifest.mixture()
+    assert predicted(train, folder) == [f"water {n}</s>" for n in range(60)]
+    before = "<s>" if bos else ""
+    text = "".join(load_tokenizer(folder).decode(row["tokens"][row["segment_ids"] > 0].tolist()) for row in train)
+    assert text == "".join(f"{before}question {n}?\nwater {n}</s>" for n in range(60))
+    assert manifest.parts[0].targets["train"] == train.info.targets and manifest.parts[0].template == ""
+
+
+def test_completions_that_are_messages(folder, tmp_path):
+    cases = [(turns(f"Q{n}", "first", "and?"), [{"role": "assistant", "content": f"water {n}"}]) for n in range(60)]
+    source = pairs(tmp_path, [{"prompt": prompt, "completion": completion} for prompt, completion in cases])
+    manifest = prepare(config_of(source, heldout_fraction=0.0, length=160), folder, tmp_path / "out")
+    ((train, _),) = manifest.mixture()
+    assert predicted(train, folder) == [f"water {n}</s>" for n in range(60)]
+    # The same conversations as messages, with all answers learnt, are the same tokens.
+    chats = chat_source(tmp_path, [prompt + completion for prompt, completion in cases])
+    ((other, _),) = prepare(config_of(chats, heldout_fraction=0.0, length=160), folder, tmp_path / "chats").mixture()
+    assert all((one["tokens"] == two["tokens"]).all() for one, two in zip(train, other, strict=True))
+    assert manifest.parts[0].template != ""
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"prompt": "x"}, "no field 'completion'; there are prompt; set prompt and completion"),
+        ({"prompt": 3, "completion": "x"}, "field 'prompt' is int, not text; set prompt and completion"),
+        (
+            {"prompt": "x", "completion": turns("Q")},
+            "prompt and completion are text and messages; both must be text, or",
+        ),
+        (
+            {"prompt": turns("Q"), "completion": turns("Q")},
+            "holds messages, but the tokenizer has no chat template; give",
+        ),
+    ],
+)
+def test_completions_that_cannot_be_read(tokenizer_with, tmp_path, record, said):
+    with pytest.raises(UserError, match=f"pairs.jsonl, line 1: {said}"):
+        prepare(config_of(pairs(tmp_path, [record])), tokenizer_with(), tmp_path / "out")
+
+
+def test_the_template_for_tools_counts_where_there_are_tools(folder, tmp_path):
+    chatml = CHATML.replace("<|end|>", "</s>")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "chat_template.jinja").write_text(chatml)
+    tools = folder / "additional_chat_templates" / "tool_use.jinja"
+    path = tmp_path / "tools.jsonl"
+    path.write_text("".join(json.dumps({"messages": chat, "tools": [{"name": "look"}]}) + "\n" for chat in CHATS))
+    sources = (chat_source(tmp_path), TextSource(path=str(path), messages="messages", name="tools"))
+    lines: list[str] = []
+    for text in ("{{ tools }}" + chatml, "{{ tools }}" + chatml, "{{ tools | tojson }}" + chatml):
+        tools.write_text(text)
+        prepare(config_of(*sources), folder, tmp_path / "out", say=lines.append)
+    assert lines == [
+        "chats: rows are there already",
+        "tools: rows are there already",
+        "chats: rows are there already",
+        "tools: changed since they were written: tool_template; its rows are written again",
+    ]
+
+
+def test_a_source_of_chats_keeps_its_digest(folder, tmp_path):
+    manifest = prepare(config_of(chat_source(tmp_path)), folder, tmp_path / "out")
+    recipe = manifest.mixture()[0][0].info.recipe
+    assert set(recipe) == {
+        *("text", "tokenizer", "splitting", "bos", "eos", "length", "heldout_fraction", "heldout_documents", "heldout"),
+        "template",
+    }
+    assert recipe["template"] == "8775309a214b6510"  # as of the first release

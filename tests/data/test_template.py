@@ -63,7 +63,7 @@ def test_the_day_is_always_the_same(tokenizer_with):
 
 def test_errors_are_one_line(tokenizer_with):
     template = template_of(with_template(tokenizer_with(), STRIPPED))
-    with pytest.raises(UserError, match=r"the chat template refuses the messages .no role tool.; mend the record"):
+    with pytest.raises(UserError, match=r"the chat template refuses the messages .no role tool.; correct the record"):
         template.render([{"role": "tool", "content": "x"}], False)
     chatml = template_of(with_template(tokenizer_with(), CHATML))
     with pytest.raises(UserError, match="the chat template refuses the messages"):
@@ -74,3 +74,54 @@ def test_a_template_reaches_nothing_but_the_messages(tokenizer_with):
     template = template_of(with_template(tokenizer_with(), "{{ messages.__class__.__mro__ }}"))
     with pytest.raises(UserError, match="the chat template refuses the messages .*unsafe"):
         template.render(turns("a"), False)
+
+
+def test_named_templates_in_files(tokenizer_with):
+    folder = with_template(tokenizer_with(), "settings")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("for tools")
+    with pytest.raises(UserError, match="of those named tool_use none is the default: put it into chat_template.jinja"):
+        template_of(folder)
+    (folder / "chat_template.jinja").write_text("without")
+    reference = transformers.AutoTokenizer.from_pretrained(folder)
+    template = template_of(folder)
+    for tools in (None, [{"name": "f"}]):
+        expected = reference.apply_chat_template(turns("a"), tools=tools, tokenize=False)
+        assert template.render(turns("a"), False, {"tools": tools}) == expected
+    assert template.digest != template.tool_digest
+    (folder / "additional_chat_templates" / "default.jinja").write_text("over it")
+    assert template_of(folder).render(turns("a"), False) == "over it"
+    assert transformers.AutoTokenizer.from_pretrained(folder).get_chat_template() == "over it"
+
+
+def test_a_processor_s_template_is_not_the_tokenizer_s(tokenizer_with):
+    folder = with_template(tokenizer_with(), None)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHATML}))
+    assert transformers.AutoTokenizer.from_pretrained(folder).chat_template is None
+    with pytest.raises(UserError, match="tokenizers do not read chat_template.json: put its text into chat_template.j"):
+        template_of(folder)
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_special_tokens_are_those_of_transformers(tokenizer_with, decoder):
+    tokens = {"0": {"content": "<s>", "special": True}, "1": {"content": "</s>", "special": True}}
+    settings = {"bos_token": "<s>", "eos_token": "</s>", **({"added_tokens_decoder": tokens} if decoder else {})}
+    folder = with_template(tokenizer_with(settings=settings), "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}")
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<s>"}, "pad_token": "</s>"}))
+    reference = transformers.AutoTokenizer.from_pretrained(folder)
+    text = template_of(folder).render(turns("a"), False)
+    assert text == reference.apply_chat_template(turns("a"), tokenize=False)
+    assert text == ("<s>|</s>|" if decoder else "<s>|<s>|</s>")
+    ours = load_tokenizer(folder)
+    assert (ours.bos, ours.eos) == (reference.bos_token_id, reference.eos_token_id)
+
+
+def test_names_that_no_template_reads_change_no_digest(tokenizer_with):
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "added_tokens_decoder": {}}
+    folder = with_template(tokenizer_with(settings=settings), CHATML)
+    (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": "</s>"}))
+    before = template_of(folder).digest
+    (folder / "special_tokens_map.json").unlink()
+    settings |= {"chat_template": CHATML, "pad_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert template_of(folder).digest == before
