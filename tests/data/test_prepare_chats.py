@@ -216,7 +216,7 @@ def test_the_template_for_tools_counts_where_there_are_tools(folder, tmp_path):
     for text in ("{{ tools }}" + chatml, "{{ tools }}" + chatml, "{{ tools | tojson }}" + chatml):
         tools.write_text(text)
         prepare(config_of(*sources), folder, tmp_path / "out", say=lines.append)
-    assert lines == [
+    assert [line for line in lines if "rows are" in line] == [
         "chats: rows are there already",
         "tools: rows are there already",
         "chats: rows are there already",
