@@ -20,11 +20,12 @@ from orbax.checkpoint import v1 as ocp
 
 from chopjax import paths, records
 from chopjax.errors import UserError
-from chopjax.train import echoes, preemption
+from chopjax.train import checkpoint_parts as parts
+from chopjax.train import digests, echoes, preemption
 
 METRIC = "heldout_loss"
 # In place of an array that is not to be read back.
-UNREAD = ocp.PLACEHOLDER
+UNREAD = parts.UNREAD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +74,15 @@ class Checkpoints:
     ) -> None:
         self._say = say
         self._defaults = defaults or {}
+        # The write in the background, and the step that it saves.
+        self._response: ocp.AsyncResponse[bool] | None = None
+        self._saving = -1
         self.folder = paths.absolute(paths.make(folder))
         self._identity = json.loads(json.dumps(dict(identity)))
         self._metric = metric
-        for half in _half_written(self.folder):
+        for half in parts.half_written(self.folder):
             say(f"{half} was left half-written by a run that was cut off; it is removed")
+        echoes.silence_refused_writes()
         policies = ocp.training.preservation_policies
         best = policies.BestN(
             get_metric_fn=self._badness, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
@@ -121,12 +126,18 @@ class Checkpoints:
             state: pytree of arrays. It may be donated as soon as this returns.
             position: JSON-able place in the data.
             metrics: held-out figures at this step.
+
+        Raises:
+            UserError: the storage refuses this write or the one before; the checkpoints before it stay as they are.
         """
         if step in self.steps:
             return
-        parts = {"state": state, "position": dict(position), "identity": self._identity}
+        self._finish()
+        saved = parts.of(state, json.loads(json.dumps(dict(position))), self._identity)
         measured = {name: float(value) for name, value in (metrics or {}).items()}
-        self._orbax.save_checkpointables_async(step, parts, metrics=measured or None)
+        self._saving = step
+        with self._written():
+            self._response = self._orbax.save_checkpointables_async(step, saved, metrics=measured or None)
 
     @preemption.unbroken()
     def restore(self, abstract_state: Any, step: int | None = None) -> Restored | None:
@@ -141,7 +152,7 @@ class Checkpoints:
             None if there is no checkpoint at all.
 
         Raises:
-            UserError: no checkpoint at `step`, or its arrays have other names, shapes or dtypes.
+            UserError: no checkpoint at `step`, or its arrays have other names, shapes or dtypes, or it is damaged.
         """
         self.wait()
         chosen = self.latest if step is None else step
@@ -149,10 +160,7 @@ class Checkpoints:
             return None
         if chosen not in self.steps:
             raise UserError(f"{self.folder} holds no checkpoint of step {chosen}; there are {self.steps}")
-        with self._named(chosen):
-            self._refuse_other_arrays(chosen, abstract_state)
-            parts = self._orbax.load_checkpointables(chosen, {"state": abstract_state, "position": None})
-        return Restored(chosen, parts["state"], parts["position"])
+        return self._read(chosen, abstract_state)
 
     @preemption.unbroken()
     def resume(self, abstract_state: Any) -> Restored | None:
@@ -172,31 +180,38 @@ class Checkpoints:
         self.wait()
         damaged: list[tuple[int, str]] = []
         for step in sorted(self.steps, reverse=True):
-            restored, error = None, None
             try:
-                for name in ("identity", "position"):  # each alone, and before the state, which takes long
-                    self._json(step, name)
-                restored = self.restore(abstract_state, step)
-            except _Damaged as caught:
-                error = caught
-            if _all(error is None):
-                for other, reason in reversed(damaged):
-                    self._set_aside(other, reason, step)
-                return restored
-            damaged.append((step, error.reason if error else "another process cannot read it"))
+                restored = self._read(step, abstract_state)
+            except _Damaged as error:
+                damaged.append((step, error.reason))
+                continue
+            for other, reason in reversed(damaged):
+                self._set_aside(other, reason, step)
+            return restored
         if not damaged:
             return None
         raise UserError(self._none(damaged))
 
     @preemption.unbroken()
     def wait(self) -> None:
-        """Returns when everything that was saved is on disk."""
-        self._orbax.wait()
+        """Returns when everything that was saved is on disk.
+
+        Raises:
+            UserError: the storage refused it.
+        """
+        self._finish()
 
     @preemption.unbroken()
     def close(self) -> None:
-        """Waits for the last save and ends the background threads."""
-        self._orbax.close()
+        """Waits for the last save and ends the background threads.
+
+        Raises:
+            UserError: the storage refused it.
+        """
+        try:
+            self._finish()
+        finally:
+            self._orbax.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -204,13 +219,34 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _finish(self) -> None:
+        """Waits for the write in the background, and ends the thread that Orbax keeps for each until it is asked."""
+        response, self._response = self._response, None
+        with self._written(), contextlib.ExitStack() as stack:
+            stack.callback(self._orbax.wait)  # Orbax raises a failure once in each thread
+            if response is not None:
+                response.result()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Reports a write that the storage refuses."""
+        try:
+            yield
+        except Exception as error:
+            if not (reason := echoes.refusal(error)):
+                raise
+            raise UserError(
+                f"{self.folder}/{self._saving} could not be written ({reason}); the checkpoints before it are whole. "
+                "See to the space left and the permissions; then the same command goes on"
+            ) from error
+
     def _open(self, preserved: Any) -> ocp.training.Checkpointer:
         """Orbax's own of it."""
         try:
             orbax = ocp.training.Checkpointer(
                 self.folder,
-                context=_context(),
-                save_decision_policy=_Always(),
+                context=parts.context(),
+                save_decision_policy=parts.Always(),
                 preservation_policy=preserved,
                 cleanup_tmp_directories=True,
             )
@@ -233,7 +269,10 @@ class Checkpoints:
             with echoes.silenced():
                 yield
         except _DAMAGE as error:
-            raise _Damaged(self._said(step, _reason(error)), _reason(error)) from error
+            raise self._damaged(step, _reason(error)) from error
+
+    def _damaged(self, step: int, reason: str) -> "_Damaged":
+        return _Damaged(self._said(step, reason), reason)
 
     def _said(self, step: int, reason: str) -> str:
         earlier = any(other < step for other in self.steps)  # of which each may be damaged too
@@ -258,17 +297,57 @@ class Checkpoints:
         _all(True)  # so that all see it gone
         self._orbax.reload()
 
-    def _json(self, step: int, name: str) -> dict[str, Any]:
-        """One of the plain parts of a checkpoint."""
+    def _read(self, step: int, abstract_state: Any) -> Restored:
+        """Reads all parts and compares them with their digests.
+
+        Raises:
+            _Damaged: in all processes if in one.
+        """
+        found, error = None, None
+        try:
+            found = self._parts(step, abstract_state)
+        except _Damaged as caught:
+            error = caught
+        if not _all(error is None) or found is None:
+            raise error or self._damaged(step, "another process cannot read it")
+        state, position, kept = found
+        arrays = {name: leaf for name, leaf in parts.leaves(state).items() if leaf is not UNREAD}
+        if kept:
+            for name, digest in digests.of_arrays(arrays).items():
+                if kept[name].split()[-1] != digest:
+                    raise self._damaged(step, f"{name} is not what was saved")
+        return Restored(step, state, position)
+
+    def _parts(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any], dict[str, str]]:
+        """State, position and digests of arrays as they are stored; no digests in a checkpoint of before them."""
+        kept = self._kept(step)
+        for name in (parts.IDENTITY, parts.POSITION):  # each alone, and before the state, which takes long
+            position = self._json(step, name, kept)
         with self._named(step):
-            return self._orbax.load_checkpointables(step, {name: None})[name]
+            self._refuse_other_arrays(step, abstract_state, kept)
+            state = self._orbax.load_checkpointables(step, {"state": abstract_state})["state"]
+        return state, position, kept.get("state", {})
+
+    def _kept(self, step: int) -> dict[str, Any]:
+        """The digests that were saved; empty for a checkpoint of before them."""
+        if not (self.folder / str(step) / parts.DIGESTS / "data.json").exists():
+            return {}
+        return self._json(step, parts.DIGESTS, {})
+
+    def _json(self, step: int, name: str, kept: Mapping[str, Any]) -> dict[str, Any]:
+        """One of the plain parts of a checkpoint, compared with its digest."""
+        with self._named(step):
+            part = self._orbax.load_checkpointables(step, {name: None})[name]
+            if kept and digests.of_json(part) != kept[name]:
+                raise ValueError(f"its {name} is not what was saved")
+        return part
 
     def _refuse_another_identity(self) -> None:
         """Compares with the newest identity that can be read; which of the checkpoints is whole, `resume` finds out."""
         damaged: list[tuple[int, str]] = []
         for step in sorted(self.steps, reverse=True):
             try:
-                saved = self._json(step, "identity")
+                saved = self._json(step, parts.IDENTITY, self._kept(step))
                 break
             except _Damaged as error:
                 damaged.append((step, error.reason))
@@ -285,12 +364,14 @@ class Checkpoints:
                     "put it back or set another workdir"
                 )
 
-    def _refuse_other_arrays(self, step: int, abstract_state: Any) -> None:
+    def _refuse_other_arrays(self, step: int, abstract_state: Any, kept: Mapping[str, Any]) -> None:
         metadata = self._orbax.checkpointables_metadata(step).metadata["state"]
         if metadata is None:
             raise ValueError("its list of arrays is damaged")
-        saved = _shapes(metadata)
-        wanted = _shapes(abstract_state)
+        saved = parts.shapes(metadata)
+        if kept and saved != {name: line.rpartition(" ")[0] for name, line in kept["state"].items()}:
+            raise ValueError("its list of arrays is not what was saved")
+        wanted = parts.shapes(abstract_state)
         for name in {**saved, **wanted}:
             left_out = wanted.get(name) is UNREAD and name in saved
             if not left_out and saved.get(name) != wanted.get(name):
@@ -310,22 +391,6 @@ class _Damaged(UserError):
 
 # What Orbax raises for files that are cut short, changed or gone.
 _DAMAGE = (ValueError, KeyError, TypeError, OSError)
-_HALF_WRITTEN = "orbax-checkpoint-tmp"  # in the names of what is not whole yet, on a disk
-_COMMITTED = "commit_success.txt"  # in what is whole, in a store
-
-
-def _half_written(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What Orbax takes for checkpoints that were never finished, and removes.
-
-    On a disk they have another name until they are whole. Stores cannot rename: there a checkpoint has its name from
-    the beginning, and a file in it says in the end that it is whole.
-    """
-    if not paths.is_remote(folder):
-        return sorted(folder.glob(f"*{_HALF_WRITTEN}*"))
-    names = [tuple(name.split("/")) for name in paths.inside(folder)]
-    whole = {first for first, *rest in names if rest == [_COMMITTED]}
-    halves = {first for first, *rest in names if rest} - whole
-    return [folder / name for name in sorted(halves, key=lambda name: (len(name), name))]
 
 
 def _all(mine: bool) -> bool:
@@ -340,37 +405,3 @@ def _reason(error: BaseException) -> str:
     while deeper := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         error = deeper
     return (" ".join(str(error).split()) or type(error).__name__)[:200]
-
-
-def _context() -> ocp.Context:
-    """Orbax would keep a dict of plain values as arrays; these are to be JSON that a person can read.
-
-    And it would compress arrays, which of float32 weights and moments saves 8 %, takes twice the CPU time, and holds
-    all of them in memory once more.
-    """
-    registry = ocp.handlers.local_registry()
-    for name in ("position", "identity"):
-        registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
-    context = ocp.Context()
-    context.checkpointables.registry = registry
-    context.array.saving.use_compression = False
-    return context
-
-
-class _Always:
-    """Saves whenever asked: the loop decides when."""
-
-    def should_save(self, step: Any, previous_steps: Any, *, context: Any) -> bool:
-        return True
-
-
-def _shapes(tree: Any) -> dict[str, Any]:
-    """`{"params/embed/table": "float32[7, 5]"}` of any tree of things with a shape and a dtype, or `UNREAD`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (
-            leaf if leaf is UNREAD else f"{leaf.dtype}{list(leaf.shape)}"
-        )
-        for path, leaf in leaves
-        if leaf is UNREAD or hasattr(leaf, "shape")
-    }

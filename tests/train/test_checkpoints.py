@@ -6,10 +6,14 @@ import json
 import os
 import pathlib
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -286,6 +290,99 @@ def test_a_finished_run_does_not_fall_back(tmp_path: pathlib.Path) -> None:
     said = "/2 cannot be read .*move it away and train again from the newest before it that can be read"
     with Checkpoints(tmp_path, IDENTITY) as checkpoints, pytest.raises(UserError, match=said):
         checkpoints.restore(wanted(**TARGET))
+
+
+def flip(file: pathlib.Path, place: int, bit: int = 0) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1 << bit
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(("place", "bit"), [(0, 0), (1217, 3), (2399, 7)])
+def test_a_flipped_bit_of_an_array_is_damage(place: int, bit: int, tmp_path: pathlib.Path) -> None:
+    folder, said, target = tmp_path / "checkpoints", [], wanted(x=((600,), jnp.float32))
+    with Checkpoints(folder, IDENTITY) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"x": jnp.arange(600.0) + step}, {})
+    array = (np.arange(600, dtype=np.float32) + 2).tobytes()  # large enough to lie in a file as it is
+    (file,) = (file for file in (folder / "2" / "state").rglob("d/*") if array in file.read_bytes())
+    flip(file, file.read_bytes().index(array) + place, bit)
+    with Checkpoints(folder, IDENTITY, say=said.append) as checkpoints:
+        with pytest.raises(UserError) as caught:
+            checkpoints.restore(target)
+        restored = checkpoints.resume(target)
+    assert str(caught.value) == (
+        f"{folder}/2 cannot be read (x is not what was saved); if it is damaged, move it away and train again from "
+        "the newest before it that can be read"
+    )
+    assert restored is not None and np.array_equal(restored.state["x"], np.arange(600.0) + 1)
+    aside = f"{tmp_path}/checkpoints_damaged, going on from step 1"
+    assert said == [f"{folder}/2 cannot be read (x is not what was saved); moved to {aside}"]
+
+
+@pytest.mark.parametrize("part", ["position", "identity", "digests"])
+def test_a_flipped_bit_of_a_number_beside_the_arrays_is_damage(part: str, tmp_path: pathlib.Path) -> None:
+    folder, said = tmp_path / "checkpoints", []
+    saved(folder, 1, 2)
+    file = folder / "2" / part / "data.json"
+    digit = {"position": b"2", "identity": b"0.0003", "digests": b"float32"}[part]
+    flip(file, file.read_bytes().index(digit) + len(digit) - 1)
+    with Checkpoints(folder, IDENTITY, say=said.append) as checkpoints:
+        restored = checkpoints.resume(wanted(**TARGET))
+    assert restored is not None and (restored.step, restored.position) == (1, {"row": 1})
+    what = "list of arrays" if part == "digests" else part
+    aside = f"{tmp_path}/checkpoints_damaged, going on from step 1"
+    assert said == [f"{folder}/2 cannot be read (its {what} is not what was saved); moved to {aside}"]
+
+
+def test_a_checkpoint_without_digests_is_read(tmp_path: pathlib.Path) -> None:
+    saved(tmp_path, 1)
+    shutil.rmtree(tmp_path / "1" / "digests")
+    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+        restored = checkpoints.resume(wanted(**TARGET))
+    assert restored is not None and restored.step == 1
+
+
+def test_many_saves_leave_no_thread_and_no_file_open(tmp_path: pathlib.Path) -> None:
+    def held() -> tuple[int, int]:
+        checkpoints.wait()
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+        for step in range(1, 31):
+            checkpoints.save(step, {"x": jnp.arange(9.0)}, {})
+            if step == 5:
+                before = held()
+        assert held() == before
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file can grow above 64 kB, as on a disk that has no more space."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("then", ["save", "wait", "close"])
+def test_a_write_that_the_disk_refuses_is_said_in_one_line(
+    then: str, full_disk: None, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(tmp_path, 1)
+    large, checkpoints = {"x": jnp.zeros(2**16)}, Checkpoints(tmp_path, IDENTITY, keep=2)
+    with pytest.raises(UserError) as caught, checkpoints:
+        checkpoints.save(2, large, {})
+        if then != "close":
+            getattr(checkpoints, then)(*([3, large, {}] if then == "save" else []))
+    assert str(caught.value) == (
+        f"{tmp_path}/2 could not be written (File too large); the checkpoints before it are whole. See to the space "
+        "left and the permissions; then the same command goes on"
+    )
+    assert not caplog.records and capfd.readouterr() == ("", "")
+    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+        restored = checkpoints.resume(wanted(**TARGET))
+    assert restored is not None and restored.step == 1
 
 
 @pytest.mark.parametrize(("number", "stop"), [(signal.SIGTERM, Preempted), (signal.SIGINT, KeyboardInterrupt)])
