@@ -4,15 +4,14 @@ import functools
 
 import jax
 import numpy as np
-from safetensors.numpy import save
 
-from chopjax import files
 from chopjax.chop.dimchop import DimChop
 from chopjax.commands import heal
 from chopjax.commands.run import DIMCHOP, Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
 from chopjax.errors import UserError
+from chopjax.score import checked
 from chopjax.sharding.mesh import replicated
 
 STAGE = Stage("dimchop", (heal.DENSE, DIMCHOP), resumable=True)
@@ -50,4 +49,4 @@ def _work(run: Run) -> None:
     scores_of = functools.partial(DimChop.scores, phase.dimchop)
     scores = jax.jit(scores_of, out_shardings=replicated(run.mesh))(state.opt_state[0].platon)
     if run.writer:
-        files.write_bytes(run.workdir / DIMCHOP, save({axis: np.asarray(score) for axis, score in scores.items()}))
+        checked.save(run.workdir / DIMCHOP, {axis: np.asarray(score) for axis, score in scores.items()})

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import load
 
 from chopjax.axes import AROUND, Sizes
 from chopjax.chop.build import LAYER_SCORE, WIDTHS, Scores, axes_to_score, build_plan, layers_by_score
@@ -15,6 +14,7 @@ from chopjax.chop.heads import head_similarity
 from chopjax.commands import removal, score, trials, vocabulary
 from chopjax.commands.run import DIMCHOP, Run
 from chopjax.hf.reading import read_leaf
+from chopjax.score import checked
 from chopjax.score.aggregate import activation_scores
 from chopjax.score.similarity import Kind, block_importance, removal_distances
 from chopjax.score.weights import magnitude
@@ -41,7 +41,7 @@ def scores_for(run: Run, wanted: PlanConfig) -> dict[str, np.ndarray]:
 def widths(run: Run, wanted: PlanConfig) -> Scores:
     """Scores of neurons, heads and channels by `wanted.widths_by`; `best`, not settled yet, is by activation."""
     if run.settings.dimchop.mode == "pooled":
-        return load((run.workdir / DIMCHOP).read_bytes())
+        return checked.load(run.workdir / DIMCHOP, "run python -m chopjax.dimchop again")
     if wanted.widths_by not in ("best", "activation"):
         return _of_weights(run, wanted.widths_by)
     found: Scores = activation_scores(score.read(run).sums, wanted.over_batch, wanted.over_sequence)

@@ -7,16 +7,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load
-
 from chopjax import paths
 from chopjax.chop.plan import Plan
 from chopjax.errors import UserError
 from chopjax.report import records
 from chopjax.report.figures import COLUMNS, ModelFigures
 from chopjax.report.run import Run
+from chopjax.score import checked
 from chopjax.score.file import ScoreFile
 from chopjax.train import metrics
 
@@ -46,7 +43,8 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         raise UserError(f"{folder}: no such folder; give the workdir of a run")
     summary = _json(folder / "summary.json", dict) or {}
     plan = Plan.from_json(text) if (text := _text(folder / "plan.json")) is not None else None
-    scores, search, removal = folder / SCORES, _json(folder / "search.json", dict), _json(folder / "removal.json", dict)
+    scores, pooled = folder / SCORES, folder / DIMCHOP
+    search, removal = _json(folder / "search.json", dict), _json(folder / "removal.json", dict)
     return Run(
         source=str(summary.get("source") or (plan and plan.name) or paths.absolute(folder).name),
         teacher=str(summary.get("teacher") or ""),
@@ -60,7 +58,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         gap_closed=summary.get("gap_closed"),
         config=_json(folder / "config.json", dict),
         scores=ScoreFile.load(scores).sums if scores.exists() else {},
-        pooled=_arrays(folder / DIMCHOP),
+        pooled=checked.load(pooled, "run python -m chopjax.dimchop again") if pooled.exists() else {},
         search=None if search is None else records.search(search),
         removal=None if removal is None else records.removal(removal),
     )
@@ -77,15 +75,6 @@ def _models(summary: Mapping[str, Any]) -> dict[str, ModelFigures]:
         if values.keys() - {"parameters"} or (values and column == "teacher"):
             models[column] = ModelFigures(**values)
     return models
-
-
-def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    if not path.exists():
-        return {}
-    try:
-        return load(path.read_bytes())
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged ({error}); run python -m chopjax.dimchop again") from error
 
 
 def _json(path: pathlib.Path, kind: type) -> Any:

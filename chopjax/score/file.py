@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from chopjax import files, paths
 from chopjax.axes import Sizes
 from chopjax.errors import UserError
+from chopjax.score import checked
 
 HALVES = 2
 FORMAT = 1
@@ -63,9 +64,10 @@ class ScoreFile:
                     "set train.compute_dtype to bfloat16 or float32"
                 )
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "sums"}
-        metadata = {"chopjax_scores": json.dumps({"format": FORMAT, **facts, "sizes": dict(self.sizes)})}
+        facts = {"format": FORMAT, **facts, "data": list(self.data), "sizes": dict(self.sizes)}
         # safetensors writes memory as it lies, whatever the strides.
         arrays = {name: np.ascontiguousarray(value) for name, value in self.sums.items()}
+        metadata = {"chopjax_scores": json.dumps(facts | {"digests": checked.digests(arrays, facts)})}
         files.write_bytes(path, safetensors.numpy.save(arrays, metadata))
 
     @classmethod
@@ -88,12 +90,15 @@ class ScoreFile:
             raise UserError(f"{path}: not a score file; name one that python -m chopjax.score wrote")
         try:
             facts: dict[str, Any] = json.loads(text)
-            if facts.pop("format") != FORMAT:
+            if facts["format"] != FORMAT:
                 raise UserError(f"{path}: another version of chopjax wrote these scores; score again")
+            if digests := facts.pop("digests", None):  # absent in files of earlier versions
+                checked.check(sums, digests, facts)
+            del facts["format"]
             facts["data"] = tuple(facts["data"])
             file = cls(sums, **facts)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: damaged metadata ({_line(error)}); score again") from error
+            raise UserError(f"{path}: damaged ({_line(error)}); score again") from error
         for name, value in sums.items():
             if not value.ndim or len(value) != HALVES or not np.isfinite(value).all():
                 raise UserError(f"{path}: {name} is no sum over two halves of rows; score again")

@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 
 from chopjax.errors import UserError
+from chopjax.score import checked
 from chopjax.score.file import ScoreFile
 
 
@@ -126,7 +127,7 @@ def _one_half(path: Path) -> None:
         (_cut, "damaged, or no score file"),
         (lambda path: safetensors.numpy.save_file({"rows": np.ones(2)}, path), "not a score file"),
         (_other_format, "another version of chopjax wrote these scores"),
-        (_fields_missing, "damaged metadata"),
+        (_fields_missing, r"damaged \(.*missing"),
         (_one_half, "rows is no sum over two halves"),
     ],
 )
@@ -150,3 +151,49 @@ def test_what_is_not_finite_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="scores: mlp is not finite, so the model overflows in bfloat16"):
         file.save(tmp_path / "scores.safetensors")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("mlp", np.float64), ("words", np.int64), ("rows", np.float64)])
+@pytest.mark.parametrize("bit", [0, 37, 62])
+def test_an_altered_sum_is_refused(name: str, dtype: type, bit: int, tmp_path: Path) -> None:
+    path, file = tmp_path / "scores.safetensors", scored(range(2))
+    file.save(path)
+    content, array = bytearray(path.read_bytes()), np.ascontiguousarray(file.sums[name]).tobytes()
+    content[content.index(array) + bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        ScoreFile.load(path)
+    assert str(caught.value) == f"{path}: damaged ({name} is not what was saved); score again"
+
+
+def test_altered_facts_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scores.safetensors"
+    scored(range(2)).save(path)
+    path.write_bytes(path.read_bytes().replace(b"a/0-8", b"a/0-9"))
+    with pytest.raises(UserError) as caught:
+        ScoreFile.load(path)
+    assert str(caught.value) == f"{path}: damaged (its metadata is not what was saved); score again"
+
+
+def test_a_file_of_before_digests_is_read(tmp_path: Path) -> None:
+    path, file = tmp_path / "scores.safetensors", scored(range(2))
+    facts = {field.name: getattr(file, field.name) for field in dataclasses.fields(file) if field.name != "sums"}
+    metadata = {"chopjax_scores": json.dumps({"format": 1, **facts})}
+    safetensors.numpy.save_file(dict(file.sums), path, metadata)
+    found = ScoreFile.load(path)
+    assert found.data == file.data and np.array_equal(found.sums["mlp"], file.sums["mlp"])
+
+
+def test_arrays_alone_are_checked_too(tmp_path: Path) -> None:
+    path, arrays = tmp_path / "arrays.safetensors", {"mlp": np.arange(6.0).reshape(2, 3).T, "embed": np.ones(4)}
+    checked.save(path, arrays)
+    found = checked.load(path, "run it again")
+    assert found.keys() == arrays.keys() and all(np.array_equal(found[name], arrays[name]) for name in arrays)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        checked.load(path, "run it again")
+    assert str(caught.value) == f"{path}: damaged (mlp is not what was saved); run it again"
+    safetensors.numpy.save_file(arrays, path)
+    assert checked.load(path, "").keys() == arrays.keys()
