@@ -1,12 +1,12 @@
 """Costs of compiled steps, kept by a digest of the program: what was compiled once is not compiled again."""
 
+import contextlib
 import dataclasses
-import json
 import pathlib
 import tempfile
 import time
 
-from chopjax import files, paths
+from chopjax import files, paths, records
 from chopjax.aot import compiling, topology
 from chopjax.aot.compiling import Costs
 from chopjax.aot.hardware import device
@@ -35,10 +35,8 @@ def costs(step: Step, slices: Slices, folder: pathlib.Path, dump: str = "", anew
     order = [one.id for one in make_mesh(step.mesh, devices).devices.flat]
     file = folder / f"{compiling.digest(lowered, order, str(slices))[:32]}.json"
     if file.exists() and not dump and not anew:
-        try:
-            return Costs.from_json(json.loads(file.read_text(encoding="utf-8")))
-        except (KeyError, TypeError, ValueError):  # cut short, or changed by hand
-            pass
+        with contextlib.suppress(UserError):  # cut short, or changed by hand
+            return Costs.from_json(records.read_object(file, "compile again") or {})
     found = compiling.compile_lowered(lowered, seconds, dump=dump).costs
     if found.peak_bytes is not None and found.peak_bytes > device(slices).memory:
         found = dataclasses.replace(found, peak_bytes=None, needed_bytes=found.peak_bytes)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from chopjax import records
 from chopjax.aot import gpus, hlo, live
 from chopjax.aot.steps import Step
 from chopjax.errors import UserError
@@ -59,9 +60,12 @@ class Costs:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "Costs":
-        """What `to_json` gave."""
-        statistics = found["statistics"]
-        return cls(**{**found, "statistics": None if statistics is None else hlo.Statistics(**statistics)})
+        """What `to_json` gave.
+
+        Raises:
+            UserError: something else.
+        """
+        return records.shaped(found, cls, "costs", "compile again")
 
 
 @dataclasses.dataclass(frozen=True)

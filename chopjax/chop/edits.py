@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int
 
+from chopjax import records
 from chopjax.axes import AROUND, Leaf, Sizes
 from chopjax.chop.indices import spread, take, whole_numbers
 from chopjax.errors import UserError
@@ -242,7 +243,8 @@ class Refit:
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> "Refit":
         """The inverse of `to_json`."""
-        return cls(float(body["ridge"]), int(body["rows"]))
+        given = {name: value for name, value in body.items() if name != "edit"}
+        return records.shaped(given, cls, "plan.json: edits.refit", "give ridge, 0 or more, and rows, 1 or more")
 
 
 Edit = MergeKvHeads | HeadResidual | Refit

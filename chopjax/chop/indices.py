@@ -35,6 +35,11 @@ def spread(rows: np.ndarray, axes: tuple[str, ...], name: str) -> np.ndarray:
     return np.transpose(rows, np.argsort(where)).reshape(shape)
 
 
+def _has_bool(rows: Any) -> bool:
+    """Whether true or false, which numpy takes for 1 and 0, is in nested lists."""
+    return any(map(_has_bool, rows)) if isinstance(rows, list) else isinstance(rows, bool)
+
+
 def whole_numbers(field: str, rows: Any) -> Int[np.ndarray, "..."]:
     """A field of plan.json, a list or lists of indices, as int32.
 
@@ -47,6 +52,8 @@ def whole_numbers(field: str, rows: Any) -> Int[np.ndarray, "..."]:
         raise UserError(f"plan.json: {field} has lists of unequal length; counts must be equal") from error
     if not indices.ndim:
         raise UserError(f"plan.json: {field} is {rows!r}; give a list of whole numbers")
-    if indices.size and (indices.dtype.kind not in "iu" or abs(indices).max() > np.iinfo(np.int32).max):
+    most = np.iinfo(np.int32).max
+    whole = indices.dtype.kind in "iu" and not _has_bool(rows)
+    if indices.size and not (whole and -most <= indices.min() and indices.max() <= most):
         raise UserError(f"plan.json: {field} must hold whole numbers, none beyond 32 bits")
     return indices.astype(np.int32)

@@ -3,17 +3,36 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Int
 
+from chopjax import records
 from chopjax.axes import AROUND, Sizes
 from chopjax.chop.edits import Edit, check_edits, read_edits
 from chopjax.chop.indices import whole_numbers
 from chopjax.errors import UserError
 
 FORMAT = 1
+FIX = "make the plan again; one written by hand needs source.sizes and kept"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    sizes: Mapping[str, Annotated[int, records.Within(1, 2**31 - 1)]]
+    name: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Body:
+    """What `plan.json` holds."""
+
+    source: _Source
+    kept: Mapping[str, Any]
+    reasons: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    widths_by: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    edits: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,24 +102,22 @@ class Plan:
         return json.dumps(body)
 
     @classmethod
-    def from_json(cls, text: str) -> "Plan":
+    def from_json(cls, text: str | bytes) -> "Plan":
         """Reads and checks what `to_json`, or a person, wrote.
 
         Raises:
             UserError: not a plan, or one that `check` refuses.
         """
+        body = records.parse_object(text, "plan.json", FIX)
+        records.check_format(body, FORMAT, "plan.json", FIX)
+        found = records.shaped(body, _Body, "plan.json", FIX, extra=True)
+        kept = {axis: whole_numbers(f"kept.{axis}", rows) for axis, rows in found.kept.items()}
+        reasons = {axis: str(reason) for axis, reason in found.reasons.items()}
         try:
-            body = json.loads(text)
-            source = {name: int(size) for name, size in body["source"]["sizes"].items()}
-            kept = {axis: whole_numbers(f"kept.{axis}", rows) for axis, rows in body["kept"].items()}
-            reasons = {axis: str(reason) for axis, reason in body.get("reasons", {}).items()}
-            name = str(body["source"].get("name", ""))
-            edits = read_edits(body.get("edits", []))
-            widths_by = {name: str(value) for name, value in body.get("widths_by", {}).items()}
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise UserError(f"plan.json: not a plan ({error}); it needs source.sizes and kept") from error
-        if body.get("format", FORMAT) != FORMAT:
-            raise UserError(f"plan.json: format {body['format']} is not {FORMAT}; make the plan again")
+            edits = read_edits(found.edits)
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise UserError(f"plan.json: edits: {error!r:.80} is not known or missing; {FIX}") from error
+        source, name, widths_by = dict(found.source.sizes), found.source.name, dict(found.widths_by)
         plan = cls(source, kept, reasons, name, edits, widths_by)
         check(plan)
         return plan

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import itertools
-import json
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from chopjax import files
+from chopjax import files, records
 from chopjax.commands import score
 from chopjax.commands.run import Run, begin
 from chopjax.commands.settings import Settings
@@ -28,6 +28,7 @@ from chopjax.models.config import ModelConfig
 from chopjax.report.words import significant
 
 EVALUATION, SAMPLES = "evaluation.json", "samples.json"
+NEWEST = 1  # format
 TITLES = {"perplexity": "perplexity", "rolling_perplexity": "by rolling windows", "kl": "KL to the teacher"}
 STAGE = Stage("evaluate", (EVALUATION, SAMPLES))
 
@@ -67,14 +68,39 @@ def read(run: Run) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: the file is damaged.
     """
-    file = run.workdir / EVALUATION
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: damaged; remove it to have it made again")
+    file, fix = run.workdir / EVALUATION, "remove the file and run python -m chopjax.evaluate again"
+    found = records.read_object(file, fix)
+    if found is None:
+        raise UserError(f"{file} is gone; run python -m chopjax.evaluate again")
+    records.check_format(found, NEWEST, str(file), fix)
+    records.shaped(found, _Evaluations, str(file), fix, extra=True)
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Accuracy:
+    accuracy: records.NotNegative
+    accuracy_norm: records.NotNegative
+    items: records.Count
+
+
+@dataclasses.dataclass(frozen=True)
+class _Figures:
+    nll: float | None
+    perplexity: float | None
+    tokens: records.Count
+    kl: float | None = None
+    rolling_perplexity: float | None = None
+    choices: Mapping[str, _Accuracy] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Evaluations:
+    """What `evaluation.json` holds."""
+
+    teacher: _Figures
+    chopped: _Figures
+    healed: _Figures
 
 
 def _work(run: Run) -> None:

@@ -2,19 +2,20 @@
 
 import functools
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import numpy as np
 
-from chopjax import files
+from chopjax import files, records
 from chopjax.chop.config import PlanConfig
 from chopjax.commands import calibration, metric, score
 from chopjax.commands.run import Run
 from chopjax.commands.stages import Stage
 from chopjax.errors import UserError
+from chopjax.report import records as reported
+from chopjax.report.records import AGAIN
 from chopjax.score.candidates import LossMetric, as_costs, mean_losses
 from chopjax.score.metric import greedy_by_metric, leave_out_by_metric
 from chopjax.score.removal import greedy, leave_out
@@ -41,15 +42,16 @@ def measured(run: Run, wanted: PlanConfig) -> np.ndarray:
     del inputs["statistics"]  # of the score file
     run.stage(STAGE, inputs, functools.partial(_work, run, by, count))
     found = _read(run)
+    ranked = "removed" if by == "greedy" else "blocks"
+    if not found.get(ranked):
+        raise UserError(f"{run.workdir / FILE}: {ranked} is missing; {AGAIN}")
     return np.asarray(found["removed"]) if by == "greedy" else as_costs(found["blocks"])
 
 
 def _read(run: Run) -> dict[str, Any]:
-    file = run.workdir / FILE
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{file}: damaged; remove it to have it made again") from error
+    found = records.read_object(run.workdir / FILE, AGAIN) or {}
+    reported.removal(found, str(run.workdir / FILE))
+    return found
 
 
 def _work(run: Run, by: str, count: int) -> None:

@@ -1,7 +1,6 @@
 """The run's figures in `summary.json`, and the page that a person reads."""
 
 import dataclasses
-import json
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from chopjax.hf.safetensors import DTYPES
 from chopjax.report import page
 from chopjax.report.figures import gap_closed, measure
 from chopjax.report.pictures.files import write_pictures
-from chopjax.report.reader import read_run
+from chopjax.report.reader import read_run, read_summary
 from chopjax.report.records import Removal
 from chopjax.report.run import Run as ReportedRun
 from chopjax.train import metrics
@@ -133,5 +132,4 @@ def summary(run: Run, seconds: float | None) -> dict[str, Any]:
 
 
 def _last_seconds(run: Run) -> float | None:
-    file = run.workdir / SUMMARY
-    return json.loads(file.read_text(encoding="utf-8")).get("seconds") if file.exists() else None
+    return read_summary(run.workdir / SUMMARY).get("seconds")

@@ -4,7 +4,6 @@ Minitron's guideline for large cuts (prune about 30 %, distil, score again, prun
 (figure 6: some layers, some tokens, some layers) are both this loop, with other changes to each round.
 """
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from chopjax.commands import export, export_folder
 from chopjax.commands.run import EXPORT, Run
 from chopjax.commands.settings import Settings
 from chopjax.errors import UserError
+from chopjax.report.reader import read_summary
 
 ROUNDS, SUMMARY = "rounds.json", "summary.json"
 
@@ -33,7 +33,7 @@ def main(chosen: Settings, flow: Callable[[Settings], None]) -> None:
         whole.say(f"round {number} of {len(chosen.rounds)}: {one.workdir}")
         flow(one)
         summary = paths.make(one.workdir) / SUMMARY
-        figures = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+        figures = read_summary(summary)
         done.append({"round": number, "workdir": one.workdir, "changes": dict(chosen.rounds[number - 1])} | figures)
         if whole.writer:
             files.write_json(whole.workdir / ROUNDS, done)

@@ -183,11 +183,7 @@ class Run:
     @functools.cached_property
     def plan(self) -> Plan:
         """The plan that this run follows."""
-        file = self.workdir / PLAN
-        try:
-            return Plan.from_json(file.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file}: damaged; remove it to have it made again") from error
+        return Plan.from_json((self.workdir / PLAN).read_bytes())
 
     @functools.cached_property
     def student(self) -> Checkpoint:
@@ -306,8 +302,8 @@ def read_plan(file: str | pathlib.Path, field: str = "plan.file") -> Plan:
         UserError: it cannot be read, or is no plan; names the field and the file.
     """
     try:
-        text = paths.make(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = paths.make(file).read_bytes()
+    except OSError as error:
         raise UserError(f"{field}: {file} cannot be read ({error}); name a plan.json") from error
     try:
         return Plan.from_json(text)

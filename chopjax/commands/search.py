@@ -7,14 +7,13 @@ trial, and the trials, by masks, which are worth a distillation.
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from chopjax import checks, files
+from chopjax import checks, files, records
 from chopjax.axes import Sizes
 from chopjax.chop.apply import chop_config
 from chopjax.chop.build import WIDTHS, Scores, build_plan, layers_by_score
@@ -28,6 +27,7 @@ from chopjax.errors import UserError
 from chopjax.hf.families import target_family
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import count
+from chopjax.report import records as reported
 from chopjax.search.config import SearchConfig
 from chopjax.search.count import SizeArrays
 from chopjax.search.enumerate import Candidate, Found, find
@@ -308,10 +308,13 @@ def _best(candidates: list[dict[str, Any]]) -> int:
 
 def _read(run: Run, name: str) -> dict[str, Any]:
     file = run.workdir / name
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: damaged; remove it to have it made again") from error
+    found = records.read_object(file, reported.AGAIN)
+    if found is None:
+        raise UserError(f"{file} is gone; run python -m chopjax.plan again")
+    checked = reported.search(found, str(file))
+    if not checked.candidates or (name == RESULT and None in (checked.chosen, checked.feasible)):
+        raise UserError(f"{file}: candidates, chosen or feasible is missing; {reported.AGAIN}")
+    return found
 
 
 def _write(run: Run, name: str, body: dict[str, Any]) -> None:

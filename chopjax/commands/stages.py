@@ -16,6 +16,8 @@ from typing import Any
 from chopjax import files, folders, paths, records, temporary
 from chopjax.errors import Diverged, UserError
 
+NEWEST = 1  # format of the records, and of what the stages write
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -32,6 +34,15 @@ class Stage:
     name: str
     outputs: tuple[str, ...]
     resumable: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """What `WORKDIR/stages/NAME.json` holds, of all outputs of the stage too."""
+
+    finished: bool
+    outputs: tuple[str, ...]
+    inputs: Mapping[str, Any]
 
 
 class Stages:
@@ -231,18 +242,13 @@ class Stages:
         files.write_json(self._record(stage.name), record)
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        path = self._record(name)
-        if not path.exists():
+        path, fix = self._record(name), f"remove the file to make {name} again"
+        record = records.read_object(path, fix)
+        if record is None:
             return None
-        try:
-            record = json.loads(path.read_text())
-            return {
-                "finished": bool(record["finished"]),
-                "outputs": list(record["outputs"]),
-                "inputs": dict(record["inputs"]),
-            }
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no record of a stage; remove it to make {name} again") from error
+        records.check_format(record, NEWEST, str(path), fix)
+        found = records.shaped(record, _Record, str(path), fix, extra=True)
+        return {"finished": found.finished, "outputs": list(found.outputs), "inputs": dict(found.inputs)}
 
     def _record(self, name: str) -> pathlib.Path:
         return self.workdir / "stages" / f"{name}.json"

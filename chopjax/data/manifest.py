@@ -1,16 +1,20 @@
 """What prepared data there is: `manifest.json`, written last, names the sources' rows and their weights."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
+from typing import Annotated
 
-from chopjax import files, paths
+from chopjax import files, paths, records
 from chopjax.data.rows import Rows
 from chopjax.errors import UserError
 
-FORMAT = "chopjax prepared data 1"
+KIND, NEWEST = "chopjax prepared data", 1
 FILE = "manifest.json"
+SPLITS = ("train", "heldout")
+AGAIN = "run chopjax.prepare_data again"
+
+BySplit = Mapping[str, records.Count]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +33,15 @@ class Part:
         targets: of chats, tokens of each split that are to be predicted; empty for plain text, where all are.
     """
 
-    name: str
-    weight: float
+    name: records.Name
+    weight: records.NotNegative
     heldout: bool
     digest: str
-    rows: Mapping[str, int]
-    tokens: Mapping[str, int]
-    documents: Mapping[str, int]
+    rows: BySplit
+    tokens: BySplit
+    documents: BySplit
     template: str = ""
-    targets: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    targets: BySplit = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +102,7 @@ def write_manifest(manifest: Manifest) -> None:
         for name in ("template", "targets"):  # plain text has neither
             if not part[name]:
                 del part[name]
-    files.write_json(manifest.folder / FILE, {"format": FORMAT, **value})
+    files.write_json(manifest.folder / FILE, {"format": f"{KIND} {NEWEST}", **value})
 
 
 def open_prepared(folder: str | pathlib.Path) -> Manifest:
@@ -107,17 +111,26 @@ def open_prepared(folder: str | pathlib.Path) -> Manifest:
     Raises:
         UserError: there is no manifest, or not one of this format.
     """
-    folder = paths.make(folder)
-    try:
-        raw = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{folder} has no {FILE}; run chopjax.prepare_data, or mend data.rows") from error
-    except ValueError as error:
-        raise UserError(f"{folder / FILE}: not valid JSON; run chopjax.prepare_data again") from error
-    if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
-        raise UserError(f"{folder / FILE}: format is not {FORMAT!r}; run chopjax.prepare_data again")
-    try:
-        parts = tuple(Part(**part) for part in raw.pop("parts"))
-        return Manifest(folder=folder, parts=parts, **raw)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / FILE}: a field is missing or unknown ({error}); prepare the data again") from error
+    file = paths.make(folder) / FILE
+    raw = records.read_object(file, AGAIN)
+    if raw is None:
+        raise UserError(f"{folder} has no {FILE}; run chopjax.prepare_data, or fix data.rows")
+    records.check_format(raw, NEWEST, str(file), AGAIN, KIND)
+    found = records.shaped(raw, _Body, str(file), AGAIN)
+    for part in found.parts:
+        for name in ("rows", "tokens", "documents"):
+            if missing := set(SPLITS) - getattr(part, name).keys():
+                raise UserError(f"{file}: {name} of {part.name} lacks {missing.pop()}; {AGAIN}")
+    if len({part.name for part in found.parts}) < len(found.parts):
+        raise UserError(f"{file}: two parts have the same name; {AGAIN}")
+    return Manifest(file.parent, found.length, found.tokenizer, found.max_token, found.parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Body:
+    """What `manifest.json` holds."""
+
+    length: records.Positive
+    tokenizer: str
+    max_token: Annotated[int, records.Within(-1)]
+    parts: tuple[Part, ...]

@@ -5,23 +5,23 @@ A record is one row: `length` tokens, then `length` segment ids, all little-endi
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, SupportsIndex
+from typing import Annotated, Any, SupportsIndex
 
 import grain
 import numpy as np
 from array_record.python import array_record_module
 from jaxtyping import Bool, Int32
 
-from chopjax import files, paths
+from chopjax import files, paths, records
 from chopjax.data.packing import positions_of
 from chopjax.errors import UserError
 from chopjax.folders import sent
 
-FORMAT = "chopjax rows 1"
+KIND, NEWEST = "chopjax rows", 1
 FILE = "rows.json"
+AGAIN = "delete the folder and prepare the rows again"
 SHARD_TOKENS = 1 << 27  # tokens in one shard: 1 GiB before compression
 
 Batch = dict[str, Int32[np.ndarray, "..."] | Bool[np.ndarray, "..."]]
@@ -31,9 +31,9 @@ Batch = dict[str, Int32[np.ndarray, "..."] | Bool[np.ndarray, "..."]]
 class Shard:
     """One ArrayRecord file: its name, rows and size in bytes."""
 
-    file: str
-    rows: int
-    bytes: int
+    file: records.Name
+    rows: records.Positive
+    bytes: records.Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,16 +53,16 @@ class RowsInfo:
         targets: of chats, how many tokens are to be predicted; None for plain text, where all are.
     """
 
-    length: int
-    rows: int
-    tokens: int
-    documents: int
-    max_token: int
+    length: records.Positive
+    rows: records.Count
+    tokens: records.Count
+    documents: records.Count
+    max_token: Annotated[int, records.Within(-1)]
     split: str
     tokenizer: str
     recipe: Mapping[str, Any]
     shards: tuple[Shard, ...]
-    targets: int | None = None
+    targets: records.Count | None = None
 
     @property
     def digest(self) -> str:
@@ -134,7 +134,7 @@ class RowsWriter:
             targets=self._targets if self._chats else None,
         )
         said = {name: value for name, value in dataclasses.asdict(info).items() if value is not None}
-        files.write_json(self._folder / FILE, {"format": FORMAT, **said})
+        files.write_json(self._folder / FILE, {"format": f"{KIND} {NEWEST}", **said})
         return info
 
     def close(self) -> None:
@@ -163,18 +163,16 @@ def read_info(folder: str | pathlib.Path) -> RowsInfo:
         UserError: the folder is not there, not of rows, or a shard is missing or cut off.
     """
     folder = paths.make(folder)
-    try:
-        raw = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{folder} has no {FILE}: not a folder of rows; run chopjax.prepare_data") from error
-    except ValueError as error:
-        raise UserError(f"{folder / FILE}: not valid JSON; delete the folder and prepare the rows again") from error
-    if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
-        raise UserError(f"{folder / FILE}: format is not {FORMAT!r}; prepare the rows again with this version")
-    try:
-        info = RowsInfo(**{**raw, "shards": tuple(Shard(**shard) for shard in raw["shards"])})
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / FILE}: a field is missing or unknown ({error}); prepare the rows again") from error
+    where = str(folder / FILE)
+    raw = records.read_object(folder / FILE, AGAIN)
+    if raw is None:
+        raise UserError(f"{folder} has no {FILE}: not a folder of rows; run chopjax.prepare_data")
+    records.check_format(raw, NEWEST, where, AGAIN, KIND)
+    info = records.shaped(raw, RowsInfo, where, AGAIN)
+    if info.rows != sum(shard.rows for shard in info.shards):
+        raise UserError(
+            f"{where}: rows is {info.rows}, but its shards have {sum(s.rows for s in info.shards)}; {AGAIN}"
+        )
     sizes = paths.inside(folder, nested=False)
     for shard in info.shards:
         path, size = folder / shard.file, sizes.get(shard.file)
@@ -233,6 +231,8 @@ class Rows:
         if len(record) != wanted:
             raise UserError(f"{self.folder}: row {number} has {len(record)} bytes instead of {wanted}")
         tokens, segment_ids = np.frombuffer(record, "<i4", 2 * length).astype(np.int32).reshape(2, length)
+        if tokens.min() < 0 or tokens.max() > self.info.max_token or segment_ids.min() < 0:
+            raise UserError(f"{self.folder}: row {number} holds tokens that {FILE} does not know of; prepare it again")
         row: Batch = {"tokens": tokens, "segment_ids": segment_ids, "positions": positions_of(segment_ids)}
         if self.info.targets is not None:
             row["targets"] = np.frombuffer(record, np.uint8, offset=8 * length) != 0

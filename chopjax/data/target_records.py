@@ -74,26 +74,30 @@ def encode_top(
     return _record(digest, planes)
 
 
-def decode_top(record: bytes, length: int, k: int) -> Targets:
+def decode_top(record: bytes, length: int, k: int, count: int, vocab: int) -> Targets:
     """The targets in a record of `encode_top`.
 
     Args:
         record: all of it, the digest too.
         length: tokens of the row.
         k: how many to give at each place; those kept beyond these join the tail.
+        count: how many the record holds at each place.
+        vocab: number of tokens.
 
     Raises:
         UserError: the record is damaged.
     """
-    planes = _read(record)
+    planes = _read(record, length * count)
     kept = _numbers(planes, 1, length).astype(bool)
     places = int(kept.sum())
-    ids = _by_place(_numbers(planes, 4), places)[:, :k]
-    codes = np.cumsum(_by_place(_numbers(planes, 2), places), axis=1)
+    ids = _within(_numbers(planes, 4, places * count), vocab).reshape(places, count)[:, :k]
+    codes = np.cumsum(_numbers(planes, 2, places * count).reshape(places, count), axis=1)
     tail = np.exp(_numbers(planes, 2, places).astype("<u2").view("<f2").astype(np.float64))
     probs = np.exp(codes / -LOG_STEPS)
     # Rounding left a sum of nearly 1. The targets are made a distribution: a divergence from them is never below 0.
     total = probs.sum(1) + tail
+    if not (np.isfinite(total) & (total > 0)).all():
+        raise UserError("its probabilities do not add up")
     tail = (tail + probs[:, k:].sum(1)) / total
     probs = probs[:, :k] / total[:, None]
     return _targets(kept, ids, probs, tail, _plogp(probs).sum(1) + _plogp(tail), k)
@@ -123,21 +127,22 @@ def encode_draws(
     return _record(digest, planes)
 
 
-def decode_draws(record: bytes, length: int, draws: int) -> Targets:
+def decode_draws(record: bytes, length: int, draws: int, vocab: int) -> Targets:
     """The targets in a record of `encode_draws`: `probs` are counts / draws.
 
     Args:
         record: all of it, the digest too.
         length: tokens of the row.
         draws: how many there were at each place.
+        vocab: number of tokens.
 
     Raises:
         UserError: the record is damaged.
     """
-    planes = _read(record)
+    planes = _read(record, length * draws)
     sizes = _numbers(planes, 2, length)
     kept = sizes > 0
-    ids = _running(_numbers(planes, 4, int(sizes.sum())), sizes)
+    ids = _within(_running(_numbers(planes, 4, int(sizes.sum())), sizes), vocab)
     counts = _numbers(planes, 2, len(ids))
     entropy = _numbers(planes, 2, int(kept.sum())) / ENTROPY_STEPS
     if sizes.max(initial=0) > draws:
@@ -168,11 +173,11 @@ def _targets(
     return found
 
 
-def _by_place(numbers: Int[np.ndarray, "numbers"], places: int) -> Int[np.ndarray, "places k"]:
-    k, more = divmod(len(numbers), max(1, places))
-    if more:
-        raise UserError("it is not of this length or kind")
-    return numbers.reshape(places, k)
+def _within(ids: Int[np.ndarray, "ids"], vocab: int) -> Int[np.ndarray, "ids"]:
+    """The ids, all of which have to be in the vocabulary."""
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab:
+        raise UserError(f"it holds a token beyond the vocabulary of {vocab}")
+    return ids
 
 
 def _plogp(p: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
@@ -211,24 +216,28 @@ def _record(digest: bytes, planes: list[bytes]) -> bytes:
     return digest + b"".join(_LENGTH.pack(len(plane)) + plane for plane in planes)
 
 
-def _read(record: bytes) -> Iterator[np.ndarray]:
-    """The planes of a record, inflated one after the other."""
+def _read(record: bytes, most: int) -> Iterator[np.ndarray]:
+    """The planes of a record, inflated one after the other; each of at most so many bytes."""
     place = DIGEST_BYTES
     while place < len(record):
         try:
             (size,) = _LENGTH.unpack_from(record, place)
             place += _LENGTH.size
-            yield np.frombuffer(zlib.decompress(record[place : place + size], -15), np.uint8)
+            inflate = zlib.decompressobj(-15)
+            plane = inflate.decompress(record[place : place + size], most + 1)
         except (struct.error, zlib.error) as error:
             raise UserError(f"it cannot be inflated ({error})") from error
+        if len(plane) > most or not inflate.eof:
+            raise UserError("it inflates to more than its row has, or is cut short")
+        yield np.frombuffer(plane, np.uint8)
         place += size
 
 
-def _numbers(planes: Iterator[np.ndarray], width: int, count: int | None = None) -> Int[np.ndarray, "numbers"]:
-    """The inverse of `_planes`; `count` numbers, if it is said."""
+def _numbers(planes: Iterator[np.ndarray], width: int, count: int) -> Int[np.ndarray, "{count}"]:
+    """The inverse of `_planes`: `count` numbers."""
     taken = [plane for _, plane in zip(range(width), planes, strict=False)]
     sizes = {len(plane) for plane in taken}
-    if len(taken) != width or len(sizes) != 1 or (count is not None and sizes != {count}):
+    if len(taken) != width or sizes != {count}:
         raise UserError("it is not of this length or kind")
     numbers = np.zeros(len(taken[0]), np.int64)
     for place, plane in enumerate(taken):

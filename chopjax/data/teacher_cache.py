@@ -11,18 +11,18 @@ path/SOURCE/heldout/                    likewise, of the held-out rows that eval
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, SupportsIndex
+from collections.abc import Callable, Iterator, Sequence
+from typing import SupportsIndex
 
 import grain
 from array_record.python import array_record_module
 
-from chopjax import files, folders, temporary
+from chopjax import files, folders, records, temporary
 from chopjax.data.rows import Batch, Rows
 from chopjax.data.target_records import DIGEST_BYTES, Targets, decode_draws, decode_top, row_digest
 from chopjax.errors import UserError
 
-FORMAT = "chopjax teacher cache 1"
+KIND, NEWEST = "chopjax teacher cache", 1
 FILE = "cache.json"
 AGAIN = "run python -m chopjax.cache_teacher with this config and another cache.path, or remove that folder first"
 
@@ -38,8 +38,8 @@ class Selection:
     """
 
     order: str = ""
-    first: int = 0
-    last: int = 0
+    first: records.Count = 0
+    last: records.Count = 0
 
     def __str__(self) -> str:
         return f"{self.first} to {self.last} of order {self.order}" if self.order else "all"
@@ -70,16 +70,16 @@ class CacheInfo:
     """
 
     kind: str
-    count: int
-    temperature: float
+    count: records.Positive
+    temperature: records.NotNegative
     teacher: str
     tokenizer: str
-    vocab: int
+    vocab: records.Positive
     rows: str
-    row_count: int
+    row_count: records.Count
     dtype: str
     seed: int
-    shard_rows: int
+    shard_rows: records.Positive
     selection: Selection
 
     @property
@@ -227,7 +227,7 @@ class CachedRows(Rows):
         super().__init__(folder)
         self.cache = cache
         self._wanted = wanted
-        self._cached = _open(cache, wanted)
+        self._cached, self._kept = _open(cache, wanted)
 
     def __getitem__(self, index: SupportsIndex) -> Batch:
         """Row `index` with its targets.
@@ -259,11 +259,14 @@ class CachedRows(Rows):
         self._cached.__exit__(None, None, None)
 
     def _decode(self, record: bytes) -> Targets:
-        decode = decode_draws if self._wanted.kind == "samples" else decode_top
-        return decode(record, self.info.length, self._wanted.count)
+        length, wanted, vocab = self.info.length, self._wanted.count, self._kept.vocab
+        if self._kept.kind == "samples":
+            return decode_draws(record, length, wanted, vocab)
+        return decode_top(record, length, wanted, self._kept.count, vocab)
 
 
-def _open(folder: pathlib.Path, wanted: CacheInfo) -> grain.sources.ArrayRecordDataSource:
+def _open(folder: pathlib.Path, wanted: CacheInfo) -> tuple[grain.sources.ArrayRecordDataSource, CacheInfo]:
+    """The records of a cache that fits a run, and what the cache says of itself."""
     found, sizes = _read_info(folder)
     if found is None:
         raise UserError(f"{folder} has no {FILE}; run python -m chopjax.cache_teacher with this config first")
@@ -276,24 +279,36 @@ def _open(folder: pathlib.Path, wanted: CacheInfo) -> grain.sources.ArrayRecordD
         if not _is_there(path, size):
             raise UserError(f"{path} is missing or cut off; run python -m chopjax.cache_teacher with this config again")
     try:
-        return grain.sources.ArrayRecordDataSource([str(path) for path in paths])
+        source = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{folder}: damaged ({error}); {AGAIN}") from error
+    if len(source) != found.row_count:
+        raise UserError(f"{folder}: {len(source)} records for {found.row_count} rows; {AGAIN}")
+    return source, found
 
 
 def _write_info(folder: pathlib.Path, info: CacheInfo, sizes: list[int] | None) -> None:
-    files.write_json(folder / FILE, {"format": FORMAT, **dataclasses.asdict(info), "shard_bytes": sizes})
+    files.write_json(folder / FILE, {"format": f"{KIND} {NEWEST}", **dataclasses.asdict(info), "shard_bytes": sizes})
 
 
 def _read_info(folder: pathlib.Path) -> tuple[CacheInfo | None, list[int] | None]:
     """What the folder holds, None if no cache; and the sizes of its shards, None if it is not whole."""
-    raw: Mapping[str, Any] | None = files.read_object(folder / FILE)
+    where = str(folder / FILE)
+    raw = records.read_object(folder / FILE, AGAIN)
     if raw is None:
         return None, None
-    if raw.get("format") != FORMAT:
-        raise UserError(f"{folder / FILE}: format is not {FORMAT!r}; {AGAIN}")
-    values = {name: value for name, value in raw.items() if name not in ("format", "shard_bytes")}
-    try:
-        return CacheInfo(**values | {"selection": Selection(**values["selection"])}), raw["shard_bytes"]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / FILE}: a field is missing or unknown ({error}); {AGAIN}") from error
+    records.check_format(raw, NEWEST, where, AGAIN, KIND)
+    written = records.shaped({"sizes": raw.pop("shard_bytes", None)}, _Sizes, where, AGAIN).sizes
+    info = records.shaped(raw, CacheInfo, where, AGAIN)
+    if info.kind == "top_k" and info.count > info.vocab:
+        raise UserError(f"{where}: count is {info.count}, but there are {info.vocab} tokens; {AGAIN}")
+    if written is not None and len(written) != info.shards:
+        raise UserError(f"{where}: shard_bytes has {len(written)} sizes for {info.shards} shards; {AGAIN}")
+    return info, None if written is None else list(written)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    """Bytes of each shard; None until all are written."""
+
+    sizes: tuple[records.Positive, ...] | None

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 
+from chopjax import records
 from chopjax.models import parameters
 from chopjax.models.config import ModelConfig
 from chopjax.report import words
@@ -26,11 +27,11 @@ class ModelFigures:
         kl_to_teacher: mean KL divergence from the teacher in nats a token, on held-out rows.
     """
 
-    parameters: int | None = None
-    non_embedding_parameters: int | None = None
-    flops_per_token: float | None = None
-    weight_bytes: int | None = None
-    kv_cache_bytes: int | None = None
+    parameters: records.Count | None = None
+    non_embedding_parameters: records.Count | None = None
+    flops_per_token: records.NotNegative | None = None
+    weight_bytes: records.Count | None = None
+    kv_cache_bytes: records.Count | None = None
     perplexity: float | None = None
     kl_to_teacher: float | None = None
 

@@ -2,11 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from chopjax import records
 from chopjax.errors import UserError
 from chopjax.report import words
+
+NEWEST = 1  # format
+AGAIN = "delete the file and run python -m chopjax.plan again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,98 +80,102 @@ class Removal:
     without_one: Sequence[float] = ()
 
 
-def search(record: Mapping[str, Any]) -> Search:
+@dataclasses.dataclass(frozen=True)
+class _Dense:
+    parameters: float | None = None
+    loss: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+    sizes: Mapping[str, records.Count]
+    parameters: float | None = None
+    cost: float | None = None
+    loss: float | None = None
+    distilled: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    candidates: tuple[_Candidate, ...]
+    chosen: records.Count | None = None
+    enumerated: records.Count | None = None
+    feasible: records.Count | None = None
+    budget: Mapping[str, Any] | None = None
+    cost: str | None = None
+    dense: _Dense | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Removal:
+    metric: str | None = None
+    dense: float | None = None
+    removed: tuple[records.Count, ...] | None = None
+    losses: tuple[float | None, ...] | None = None
+    count: records.Count | None = None
+    blocks: tuple[float | None, ...] | None = None
+    without_one: tuple[float | None, ...] | None = None
+
+
+def search(record: Mapping[str, Any], where: str = "search.json") -> Search:
     """Reads the body of `search.json`.
 
     Raises:
         UserError: names the field that is not as it should be.
     """
-    fields = _Fields("search.json", record)
-    lines = fields.of("candidates", _is_list, "a list")
-    candidates = tuple(_candidate(line, f"candidates[{number}]") for number, line in enumerate(lines))
-    chosen = fields.whole("chosen")
-    if chosen is not None and chosen >= len(candidates):
-        raise fields.error("chosen", chosen, f"a place among {len(candidates)} candidates")
-    dense = fields.of("dense", _is_mapping, "an object", {})
+    found = _read(record, _Search, where)
+    dense = found.dense or _Dense()
+    if found.chosen is not None and found.chosen >= len(found.candidates):
+        raise _wrong(where, "chosen", found.chosen, f"a place among {len(found.candidates)} candidates")
     return Search(
-        candidates=candidates,
-        chosen=chosen,
-        enumerated=fields.whole("enumerated"),
-        feasible=fields.whole("feasible"),
-        budget={str(name): str(said) for name, said in fields.of("budget", _is_mapping, "an object", {}).items()},
-        cost=str(record.get("cost") or "params"),
-        dense_parameters=words.number(dense.get("parameters")),
-        dense_loss=words.number(dense.get("loss")),
+        candidates=tuple(
+            Candidate(line.sizes, *map(words.number, (line.parameters, line.cost, line.loss, line.distilled)))
+            for line in found.candidates
+        ),
+        chosen=found.chosen,
+        enumerated=found.enumerated,
+        feasible=found.feasible,
+        budget={name: str(limit) for name, limit in (found.budget or {}).items()},
+        cost=found.cost or "params",
+        dense_parameters=words.number(dense.parameters),
+        dense_loss=words.number(dense.loss),
     )
 
 
-def removal(record: Mapping[str, Any]) -> Removal:
+def removal(record: Mapping[str, Any], where: str = "removal.json") -> Removal:
     """Reads the body of `removal.json`.
 
     Raises:
         UserError: names the field that is not as it should be.
     """
-    fields = _Fields("removal.json", record)
-    removed = fields.of("removed", _is_list, "a list", [])
-    if not all(_is_whole(layer) for layer in removed) or len(set(removed)) != len(removed):
-        raise fields.error("removed", removed, "a list of layers, each once")
-    losses = fields.numbers("losses")
+    found = _read(record, _Removal, where)
+    removed, losses = list(found.removed or ()), list(found.losses or ())
+    if len(set(removed)) != len(removed):
+        raise _wrong(where, "removed", removed, "a list of layers, each once")
     if len(losses) != len(removed):
-        raise fields.error("losses", losses, f"a loss for each of {len(removed)} removed layers")
+        raise _wrong(where, "losses", losses, f"a loss for each of {len(removed)} removed layers")
     return Removal(
-        metric=str(record.get("metric") or "next_token"),
-        dense=words.number(record.get("dense")),
+        metric=found.metric or "next_token",
+        dense=words.number(found.dense),
         removed=tuple(removed),
-        losses=losses,
-        count=fields.whole("count") or 0,
-        blocks=fields.numbers("blocks"),
-        without_one=fields.numbers("without_one"),
+        losses=_numbers(losses),
+        count=found.count or 0,
+        blocks=_numbers(found.blocks),
+        without_one=_numbers(found.without_one),
     )
 
 
-def _candidate(line: Any, place: str) -> Candidate:
-    fields = _Fields("search.json", line if isinstance(line, Mapping) else {}, f"{place}.")
-    sizes = fields.of("sizes", _is_mapping, "an object")
-    for axis, size in sizes.items():
-        if not _is_whole(size):
-            raise fields.error(f"sizes.{axis}", size, "a whole number")
-    found = {name: words.number(fields.record.get(name)) for name in ("parameters", "cost", "loss", "distilled")}
-    return Candidate(sizes, **found)
+def _read(record: Mapping[str, Any], shape: type[records.Shape], where: str) -> records.Shape:
+    body = dict(record)
+    records.check_format(body, NEWEST, where, AGAIN)
+    return records.shaped(body, shape, where, AGAIN, extra=True)
 
 
-class _Fields:
-    """A record of which a field of a wrong kind is said in one line."""
-
-    def __init__(self, file: str, record: Mapping[str, Any], inside: str = "") -> None:
-        self.file, self.record, self.inside = file, record, inside
-
-    def of(self, name: str, fits: Callable[[Any], bool], kind: str, default: Any = None) -> Any:
-        value = self.record.get(name)
-        value = default if value is None else value
-        if not fits(value):
-            raise self.error(name, value, kind)
-        return value
-
-    def whole(self, name: str) -> int | None:
-        return self.of(name, lambda value: value is None or _is_whole(value), "a whole number")
-
-    def numbers(self, name: str) -> tuple[float, ...]:
-        return tuple(words.number(value) for value in self.of(name, _is_list, "a list", []))
-
-    def error(self, name: str, value: Any, kind: str) -> UserError:
-        said = repr(value)
-        said = said if len(said) <= 40 else f"{said[:37]}..."
-        mend = "delete the file and run python -m chopjax.plan again"
-        return UserError(f"{self.file}: {self.inside}{name} is {said}, not {kind}; {mend}")
+def _numbers(values: Sequence[float | None] | None) -> tuple[float, ...]:
+    return tuple(words.number(value) for value in values or ())
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
-
-
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _wrong(where: str, name: str, value: Any, kind: str) -> UserError:
+    text = repr(value)
+    text = text if len(text) <= 40 else f"{text[:37]}..."
+    return UserError(f"{where}: {name} is {text}, not {kind}; {AGAIN}")

@@ -1,13 +1,13 @@
 """Goodput: the share of a run's time that went into steps which it kept, however often it was cut off."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from chopjax import files, paths
+from chopjax import files, paths, records
+from chopjax.errors import UserError
 
 FILE = "goodput.json"
 
@@ -21,8 +21,8 @@ class Saved:
         skipped: steps among them whose gradients were not finite.
     """
 
-    seconds: float = 0.0
-    skipped: int = 0
+    seconds: records.NotNegative = 0.0
+    skipped: records.Count = 0
 
 
 class Goodput:
@@ -83,7 +83,16 @@ class Goodput:
 def _read(path: pathlib.Path) -> tuple[float, dict[int, Saved]] | None:
     """The record; None where there is none, or none that can be read: figures alone depend on it."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return float(found["began"]), {int(step): Saved(**saved) for step, saved in found["saved"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        found = records.read_object(path, "remove it")
+        record = None if found is None else records.shaped(found, _Record, str(path), "remove it")
+        return None if record is None else (record.began, {int(step): saved for step, saved in record.saved.items()})
+    except (OSError, UserError, ValueError):
         return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """What `goodput.json` holds: when training began, and what it had come to by step."""
+
+    began: records.NotNegative
+    saved: Mapping[str, Saved]

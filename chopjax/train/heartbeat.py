@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import faulthandler
-import json
 import os
 import pathlib
 import socket
@@ -12,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from chopjax import files, paths, temporary
+from chopjax import files, paths, records, temporary
 
 FOLDER = "heartbeats"
 EVERY = 10.0  # seconds between two beats
@@ -32,11 +31,11 @@ class Beat:
         time: when it wrote this, seconds since 1970.
     """
 
-    process: int
+    process: records.Count
     host: str
-    begun: int
-    ended: int
-    time: float
+    begun: records.Count
+    ended: records.Count
+    time: records.NotNegative
 
 
 class Heartbeat:
@@ -147,7 +146,9 @@ class Heartbeat:
 def read(folder: pathlib.Path, process: int) -> Beat | None:
     """The last beat of a process; None if it has written none."""
     try:
-        return Beat(**json.loads(_file(folder, process).read_text(encoding="utf-8")))
+        file = _file(folder, process)
+        found = records.read_object(file, "remove it")
+        return None if found is None else records.shaped(found, Beat, str(file), "remove it")
     except Exception:
         return None
 

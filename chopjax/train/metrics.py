@@ -1,5 +1,6 @@
 """What a run measures: `metrics.jsonl`, one JSON object a line."""
 
+import dataclasses
 import json
 import math
 import os
@@ -8,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any, Protocol
 
-from chopjax import files, paths, temporary
+from chopjax import files, paths, records, temporary
 from chopjax.errors import UserError
 
 
@@ -131,7 +132,7 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; none if there is no file. A last line that a killed run left half is skipped.
 
     Raises:
-        UserError: another line is not a JSON object with a step.
+        UserError: another line is not a JSON object of numbers, a step among them.
     """
     path = paths.make(path)
     *whole, _ = path.read_bytes().decode("utf-8", "replace").split("\n") if path.exists() else [""]
@@ -139,14 +140,25 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for number, text in enumerate(whole, 1):
         if not text.strip():
             continue
-        try:
-            line = json.loads(text)
-        except ValueError:
-            line = None
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            raise UserError(f"{path}: line {number} is not a JSON object with a step; delete the line")
+        where, fix = f"{path}: line {number}", "delete the line"
+        line = records.parse_object(text, where, fix)
+        records.shaped(line, _Step, where, fix, extra=True)
+        if wrong := next((name for name, value in line.items() if not _is_figure(value)), None):
+            raise UserError(f"{where}: {wrong!r:.80} is not a number; {fix}")
         lines.append(line)
     return lines
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """What every line has."""
+
+    step: records.Count
+
+
+def _is_figure(value: Any) -> bool:
+    whole = type(value) is int and abs(value) <= records.MOST
+    return value is None or whole or (type(value) is float and math.isfinite(value))
 
 
 def keep_until(path: str | os.PathLike[str], step: int) -> None:

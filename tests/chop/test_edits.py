@@ -196,8 +196,8 @@ PAIRS = np.tile([[0, 1]], (5, 4, 1, 1))
     ("kept", "edits", "said"),
     [
         ({}, [{"edit": "fold"}], "edit 'fold' is unknown; there are merge_kv_heads"),
-        ({}, [{"edit": "merge_kv_heads"}], "not a plan"),
-        ({}, 5, "not a plan"),
+        ({}, [{"edit": "merge_kv_heads"}], r"edits: KeyError\('groups'\) is not known or missing"),
+        ({}, 5, "plan.json: edits is 5, not a list; make the plan again"),
         ({}, [{"edit": "merge_kv_heads", "groups": [[[0, 1], [2]]]}], "groups has lists of unequal length"),
         ({}, [{"edit": "merge_kv_heads", "groups": [0, 1]}], "for each of the 5 kept layers"),
         ({}, [{"edit": "merge_kv_heads", "groups": [[[0, 1], [1, 3]]] * 5}], "every one of the 4 heads"),

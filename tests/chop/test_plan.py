@@ -56,19 +56,25 @@ def test_sizes_that_are_missing_or_unknown() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "said"),
     [
-        "",
-        "[]",
-        "{}",
-        "[" * 100_000,
-        '{"source": {"sizes": {"layers": "x"}}, "kept": {}}',
-        '{"source": {"sizes": {"layers": Infinity}}, "kept": {}}',
-        '{"source": {"sizes": {}}, "kept": {}, "reasons": 5}',
+        ("", "not valid JSON"),
+        ("[]", "not a JSON object"),
+        ("{}", "source is missing"),
+        ("[" * 100_000, "not valid JSON"),
+        ("\ufeff{}", "not valid JSON"),
+        ("{}".encode("utf-16"), "not valid JSON"),
+        ('{"source": {"sizes": {"layers": "x"}}, "kept": {}}', "source.sizes.layers is 'x', not a whole number"),
+        ('{"source": {"sizes": {"layers": Infinity}}, "kept": {}}', "not valid JSON .Infinity is not a number"),
+        ('{"source": {"sizes": {"layers": 1e400}}, "kept": {}}', "source.sizes.layers is inf, not a whole number"),
+        ('{"source": {"sizes": {"layers": 1000000000000}}, "kept": {}}', "not a whole number from 1 to 2147483647"),
+        ('{"source": {"sizes": {}}, "kept": {}, "reasons": 5}', "reasons is 5, not an object"),
+        ('{"source": {"sizes": {"layers": 3}}, "kept": {"layers": [0, true]}}', "kept.layers must hold whole numbers"),
+        ('{"format": 2}', r" was written by a newer chopjax \(format 2, this one reads up to 1\)"),
     ],
 )
-def test_what_is_no_plan(text: str) -> None:
-    with pytest.raises(UserError, match="not a plan"):
+def test_what_is_no_plan(text: str | bytes, said: str) -> None:
+    with pytest.raises(UserError, match=f"^plan.json.*{said}"):
         Plan.from_json(text)
 
 

@@ -248,7 +248,14 @@ def test_broken_record_is_named(tmp_path: pathlib.Path) -> None:
     run = Run(tmp_path)
     run({})
     (tmp_path / "stages" / "plan.json").write_text("{")
-    with pytest.raises(UserError, match=r"stages/plan.json is no record of a stage; remove it"):
+    with pytest.raises(UserError, match=r"stages/plan.json: not valid JSON \(.*\); remove the file to make plan again"):
+        run({})
+    newer = {"format": 2, "stage": "plan", "finished": True, "outputs": [], "inputs": {}}
+    (tmp_path / "stages" / "plan.json").write_text(json.dumps(newer))
+    with pytest.raises(UserError, match=r"newer chopjax \(format 2, this one reads up to 1\); update chopjax"):
+        run({})
+    (tmp_path / "stages" / "plan.json").write_text(json.dumps(newer | {"format": 1, "finished": "yes"}))
+    with pytest.raises(UserError, match=r"plan.json: finished is 'yes', not true or false; remove"):
         run({})
 
 

@@ -248,11 +248,25 @@ def test_a_manifest_older_than_its_rows_is_noticed(corpus, tokenizer_folder, tmp
         open_prepared(out).mixture()
 
 
+MANIFEST = {"format": "chopjax prepared data 1", "length": 8, "tokenizer": "t", "max_token": 5}
+COUNTS = {name: {"train": 1, "heldout": 0} for name in ("rows", "tokens", "documents")}
+PART = {"name": "a", "weight": 1.0, "heldout": False, "digest": "d", **COUNTS}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"format": 1}, "format is not"), ({"parts": [{}]}, "a field is missing or unknown")],
+    [
+        ({"format": 1}, "format is 1, not 'chopjax prepared data 1'; run chopjax.prepare_data again"),
+        ({"parts": [{}]}, r"manifest.json: parts\[0\].name is missing"),
+        ({"parts": [PART | {"name": "../.."}]}, r"parts\[0\].name is '../..', not a plain name"),
+        ({"parts": [PART | {"name": "/tmp"}]}, r"parts\[0\].name is '/tmp', not a plain name"),
+        ({"parts": [PART | {"name": "a\0b"}]}, r"parts\[0\].name is 'a\\x00b', not a plain name"),
+        ({"parts": [PART | {"rows": {"train": 1}}]}, "rows of a lacks heldout"),
+        ({"parts": [PART, PART]}, "two parts have the same name"),
+        ({"parts": [PART | {"weight": -1}]}, "weight is -1, not a number of 0 or more"),
+    ],
 )
 def test_foreign_manifests(tmp_path, change, said):
-    (tmp_path / "manifest.json").write_text(json.dumps({"format": "chopjax prepared data 1", **change}))
+    (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST | change))
     with pytest.raises(UserError, match=said):
         open_prepared(tmp_path)

@@ -78,9 +78,16 @@ def test_digest_is_of_the_content_not_of_the_files(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format": "other"}, "format is not 'chopjax rows 1'"),
-        ({"length": None}, "a field is missing or unknown"),
-        ({"more": 1}, "a field is missing or unknown"),
+        ({"format": "other"}, "format is 'other', not 'chopjax rows 1'; delete the folder"),
+        ({"length": None}, "rows.json: length is missing; delete the folder and prepare the rows again"),
+        ({"length": 10**30}, r"rows.json: length is 1000\d+, not a whole number of 1 or more"),
+        ({"rows": 6}, r"rows.json: rows is 6, but its shards have \d+; delete"),
+        (
+            {"format": "chopjax rows 2"},
+            r"newer chopjax \(format 2, this one reads up to 1\); update",
+        ),
+        ({"shards": [{"file": "../a", "rows": 5, "bytes": 1}]}, r"shards\[0\].file is '../a', not a plain name"),
+        ({"more": 1}, "rows.json: more is not a known field"),
     ],
 )
 def test_foreign_rows_json(tmp_path, change, said):

@@ -1,3 +1,6 @@
+import tracemalloc
+import zlib
+
 import numpy as np
 import pytest
 
@@ -50,7 +53,7 @@ def test_the_most_probable_tokens_survive_to_a_divergence_of_millionths(vocab, k
     p, kept = distributions(vocab), some_places()
     ids, log_probs, log_tail = top(p, k)
     record = encode_top(b"8 bytes.", kept, ids, log_probs, log_tail)
-    found = decode_top(record, LENGTH, k)
+    found = decode_top(record, LENGTH, k, k, vocab)
     assert record[:8] == b"8 bytes."
     assert {name: (x.shape, x.dtype.name) for name, x in found.items()} == {
         "ids": ((LENGTH, k), "int32"),
@@ -89,7 +92,7 @@ def test_kl_to_a_student_changes_negligibly():
     student = np.log(p) + np.random.default_rng(1).normal(size=p.shape)
     student -= np.log(np.exp(student).sum(1, keepdims=True))
     ids, log_probs, log_tail = top(p, k)
-    found = decode_top(encode_top(bytes(8), np.ones(LENGTH, bool), ids, log_probs, log_tail), LENGTH, k)
+    found = decode_top(encode_top(bytes(8), np.ones(LENGTH, bool), ids, log_probs, log_tail), LENGTH, k, k, vocab)
     log_q = np.take_along_axis(student, ids, 1)
     log_q_tail = np.log1p(-np.exp(log_q).sum(1))
     exact = divergence(np.exp(log_probs.astype(np.float64)), np.exp(log_tail.astype(np.float64)), log_q, log_q_tail)
@@ -104,7 +107,7 @@ def test_a_tiny_tail_is_kept_and_none_is_none():
     log_tail = np.linspace(-60.0, -1e-3, LENGTH).astype(np.float32)
     log_tail[5] = -np.inf
     log_probs = np.log1p(-np.exp(log_tail.astype(np.float64)))[:, None].astype(np.float32)
-    found = decode_top(encode_top(bytes(8), np.ones(LENGTH, bool), ids, log_probs, log_tail), LENGTH, 1)
+    found = decode_top(encode_top(bytes(8), np.ones(LENGTH, bool), ids, log_probs, log_tail), LENGTH, 1, 1, 1)
     assert found["tail"][5] == 0 and found["probs"][5, 0] == 1 and found["offset"][5] == 0
     others = np.arange(LENGTH) != 5
     np.testing.assert_allclose(found["tail"][others], np.exp(log_tail[others]), rtol=0.02)
@@ -114,7 +117,7 @@ def test_a_tiny_tail_is_kept_and_none_is_none():
 def test_fewer_tokens_than_were_kept():
     p = distributions(997)
     record = encode_top(bytes(8), some_places(), *top(p, 20))
-    many, few = decode_top(record, LENGTH, 20), decode_top(record, LENGTH, 6)
+    many, few = (decode_top(record, LENGTH, k, 20, 997) for k in (20, 6))
     np.testing.assert_array_equal(few["ids"], many["ids"][:, :6])
     np.testing.assert_array_equal(few["probs"], many["probs"][:, :6])
     np.testing.assert_allclose(few["tail"], many["tail"] + many["probs"][:, 6:].sum(1), rtol=1e-6)
@@ -133,7 +136,7 @@ def test_draws_survive_exactly(vocab):
         at = np.sort(random.choice(draws, len(drawn), replace=False))  # unused places may lie anywhere
         ids[place, at], counts[place, at] = drawn, times
     entropy = random.uniform(0, 11, LENGTH).astype(np.float32)
-    found = decode_draws(encode_draws(bytes(8), kept, ids, counts, entropy), LENGTH, draws)
+    found = decode_draws(encode_draws(bytes(8), kept, ids, counts, entropy), LENGTH, draws, vocab)
     for place in range(LENGTH):
         used = (ids[place] >= 0) & kept[place]
         size = used.sum()
@@ -146,7 +149,7 @@ def test_draws_survive_exactly(vocab):
 
 def test_many_draws_of_one_token():
     ids, counts = np.array([[12, -1]]), np.array([[60_000, 0]])
-    found = decode_draws(encode_draws(bytes(8), np.ones(1, bool), ids, counts, np.zeros(1)), 1, 60_000)
+    found = decode_draws(encode_draws(bytes(8), np.ones(1, bool), ids, counts, np.zeros(1)), 1, 60_000, 13)
     assert found["ids"][0, 0] == 12 and found["probs"][0, 0] == 1.0
 
 
@@ -154,9 +157,9 @@ def test_many_draws_of_one_token():
 def test_rows_without_anything_to_predict(kind):
     none, ids = np.zeros(LENGTH, bool), np.zeros((LENGTH, 3), np.int32)
     if kind == "top":
-        found = decode_top(encode_top(bytes(8), none, ids, ids.astype(np.float32), np.zeros(LENGTH)), LENGTH, 3)
+        found = decode_top(encode_top(bytes(8), none, ids, ids.astype(np.float32), np.zeros(LENGTH)), LENGTH, 3, 3, 1)
     else:
-        found = decode_draws(encode_draws(bytes(8), none, ids, ids, np.zeros(LENGTH)), LENGTH, 3)
+        found = decode_draws(encode_draws(bytes(8), none, ids, ids, np.zeros(LENGTH)), LENGTH, 3, 1)
     assert (found["ids"] == -1).all() and not any(found[name].any() for name in ("probs", "tail", "offset"))
 
 
@@ -174,12 +177,37 @@ def test_bytes_of_an_entry_are_near_those_of_a_uniform_code(vocab):
 
 def test_damage_is_noticed():
     record = encode_top(bytes(8), some_places(), *top(distributions(99), 5))
-    with pytest.raises(UserError, match="inflated|length or kind"):
-        decode_top(record[:-30], LENGTH, 5)
+    with pytest.raises(UserError, match="cut short"):
+        decode_top(record[:-30], LENGTH, 5, 5, 99)
     with pytest.raises(UserError, match="length or kind"):
-        decode_top(record, LENGTH + 1, 5)
+        decode_top(record, LENGTH + 1, 5, 5, 99)
     with pytest.raises(UserError, match="length or kind|more tokens"):
-        decode_draws(record, LENGTH, 5)
+        decode_draws(record, LENGTH, 5, 99)
+    with pytest.raises(UserError, match="more than its row has"):
+        decode_top(record, LENGTH, 4, 4, 99)
+
+
+def test_tokens_beyond_the_vocabulary_are_refused():
+    ids, kept = np.full((LENGTH, 2), 98), some_places()
+    top_record = encode_top(bytes(8), kept, ids, np.full(ids.shape, -1.0), np.full(LENGTH, -1.0))
+    draws = encode_draws(bytes(8), kept, np.array([[97, 98]] * LENGTH), np.ones(ids.shape, int), np.zeros(LENGTH))
+    decode_top(top_record, LENGTH, 2, 2, 99), decode_draws(draws, LENGTH, 2, 99)
+    with pytest.raises(UserError, match="it holds a token beyond the vocabulary of 98"):
+        decode_top(top_record, LENGTH, 2, 2, 98)
+    with pytest.raises(UserError, match="it holds a token beyond the vocabulary of 98"):
+        decode_draws(draws, LENGTH, 2, 98)
+
+
+def test_a_plane_that_inflates_to_more_than_its_row_is_not_inflated():
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = b"".join(deflate.compress(bytes(1 << 20)) for _ in range(64)) + deflate.flush()
+    record = bytes(8) + len(bomb).to_bytes(4, "little") + bomb
+    tracemalloc.start()
+    for decode in (lambda: decode_top(record, LENGTH, 5, 5, 99), lambda: decode_draws(record, LENGTH, 5, 99)):
+        with pytest.raises(UserError, match="it inflates to more than its row has"):
+            decode()
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 def test_digests_and_keys_are_of_content_alone():

@@ -197,7 +197,7 @@ def test_rows_that_were_not_kept(rows, tmp_path):
 
 def test_a_cache_that_ended_before_its_first_shard_may_be_begun_otherwise(rows, tmp_path):
     folder = tmp_path / "cache"
-    assert not teacher_cache.begin(folder, info_of(rows, kind="top_k", count=90_000))
+    assert not teacher_cache.begin(folder, info_of(rows, kind="top_k", count=90))
     write_cache(folder, rows, info_of(rows))
     CachedRows(rows.folder, folder, info_of(rows)).close()
 
@@ -276,7 +276,7 @@ def test_other_folders_are_refused(rows, tmp_path):
     with pytest.raises(UserError, match="holds something that is no teacher's cache"):
         teacher_cache.begin(tmp_path, info_of(rows))
     (tmp_path / "cache.json").write_text(json.dumps({"format": "something else"}))
-    with pytest.raises(UserError, match="format is not 'chopjax teacher cache 1'"):
+    with pytest.raises(UserError, match="format is 'something else', not 'chopjax teacher cache 1'; run"):
         teacher_cache.begin(tmp_path, info_of(rows))
 
 

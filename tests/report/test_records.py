@@ -39,7 +39,7 @@ def test_a_removal_as_it_is_written() -> None:
     ("change", "said"),
     [
         ({"candidates": None}, "search.json: candidates is None, not a list; delete"),
-        ({"candidates": [3]}, r"search.json: candidates\[0\].sizes is None, not an object"),
+        ({"candidates": [3]}, r"search.json: candidates\[0\] is 3, not an object"),
         ({"candidates": [{"sizes": {"mlp": 2.5}}]}, r"candidates\[0\].sizes.mlp is 2.5, not a whole number"),
         ({"candidates": [{"sizes": {"mlp": True}}]}, r"candidates\[0\].sizes.mlp is True"),
         ({"chosen": 4}, "chosen is 4, not a place among 4 candidates"),
@@ -59,7 +59,7 @@ def test_damage_in_a_search_is_one_line(change: dict[str, Any], said: str) -> No
     ("change", "said"),
     [
         ({"removed": [1, 1, 2]}, r"removed is \[1, 1, 2\], not a list of layers, each once"),
-        ({"removed": [1.5]}, "not a list of layers"),
+        ({"removed": [1.5]}, r"removed\[0\] is 1.5, not a whole number of 0 or more"),
         ({"losses": [1.0]}, "not a loss for each of 3 removed layers"),
         ({"blocks": {"0": 3}}, "blocks is {'0': 3}, not a list"),
         ({"count": "two"}, "count is 'two', not a whole number"),
