@@ -1,5 +1,9 @@
 """The exceptions that end a run in order: bad input, a run that went wrong, and being told to stop."""
 
+from typing import Any
+
+_LONGEST_SHOWN = 120
+
 
 class UserError(Exception):
     """Bad input, said in one line that names the field, file or tensor and the mend.
@@ -24,3 +28,9 @@ class Preempted(BaseException):
     def __init__(self, said: str | None = None) -> None:
         super().__init__(said)
         self.said = said
+
+
+def short(value: Any) -> str:
+    """A value of an input as a message shows it: on one line and of limited length, text without quotes if possible."""
+    text = value if isinstance(value, str) and value and value.isprintable() else repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."

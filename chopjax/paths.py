@@ -195,6 +195,7 @@ def folder_here(folder: pathlib.Path, names: list[str]) -> pathlib.Path:
     target = pathlib.Path(tempfile.mkdtemp(dir=_scratch())) / folder.name
     target.mkdir()
     for name in names:
+        (target / name).parent.mkdir(exist_ok=True)
         filesystem.get_file(f"{place}/{name}", str(target / name))
     return target
 

@@ -77,7 +77,7 @@ def chop_files(source: Checkpoint, plan: Plan, folder: pathlib.Path, max_shard_b
 
     Raises:
         UserError: stock transformers could not load the result; `folder` exists; a tensor holds NaN or infinity; the
-            tokenizer cannot be trimmed as the plan asks.
+            tokenizer cannot be trimmed as the plan asks; the source changed meanwhile, and `folder` is of no use.
     """
     config = chop_config(source.config, plan)
     words = vocabulary.trimming(source, plan)
@@ -94,7 +94,10 @@ def chop_files(source: Checkpoint, plan: Plan, folder: pathlib.Path, max_shard_b
     lines = planning.describe(plan)
     card = model_card(source.source, config, source.config, lines, notes=[*([note] if note else []), *words.notes])
     raw = words.ids(family.config_to_hf(config, source.raw_config, source.dtype))
-    write_checkpoint(folder, tensors, raw, source.folder, card, max_shard_bytes, instead=words.files, at_once=AT_ONCE)
+    with source.unchanged():
+        write_checkpoint(
+            folder, tensors, raw, source.folder, card, max_shard_bytes, instead=words.files, at_once=AT_ONCE
+        )
 
 
 def _chopped(source: Checkpoint, plan: Plan, tensor: Tensor) -> np.ndarray:

@@ -31,8 +31,9 @@ def scores_for(run: Run, wanted: PlanConfig) -> dict[str, np.ndarray]:
     if layers_by_score(wanted):
         found |= layers(run, wanted)
     if wanted.merge_kv_heads:
-        kernels = (read_leaf(run.source, f"layers/attention/{name}/kernel", dtype=np.float32) for name in "kv")
-        found["kv_similarity"] = head_similarity(*kernels)
+        with run.source.unchanged():
+            kernels = (read_leaf(run.source, f"layers/attention/{name}/kernel", dtype=np.float32) for name in "kv")
+            found["kv_similarity"] = head_similarity(*kernels)
     if 0 < wanted.vocab < run.tokens:
         found["words"] = vocabulary.kept_words(run, score.read(run).sums["words"].sum(0), wanted.vocab)
     return found

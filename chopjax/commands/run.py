@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from chopjax import files, paths
+from chopjax import paths
 from chopjax.axes import flatten, unflatten
 from chopjax.chop.apply import chop_config, gather
 from chopjax.chop.plan import Plan
@@ -135,7 +135,8 @@ class Run:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The source's tokenizer."""
-        return load_tokenizer(self.source.folder)
+        with self.source.unchanged():
+            return load_tokenizer(self.source.folder)
 
     @functools.cached_property
     def tokens(self) -> int:
@@ -285,14 +286,14 @@ class Run:
     @functools.cached_property
     def source_print(self) -> str:
         """A fingerprint of the source's files."""
-        return files.fingerprint(self.source.place, nested=False)
+        return self.source.fingerprint
 
     @functools.cached_property
     def teacher_print(self) -> str:
         """A fingerprint of the teacher's files."""
         if self.teacher is self.source:
             return self.source_print
-        return files.fingerprint(self.teacher.place, nested=False)
+        return self.teacher.fingerprint
 
 
 def read_plan(file: str | pathlib.Path, field: str = "plan.file") -> Plan:

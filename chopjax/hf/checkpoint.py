@@ -1,31 +1,39 @@
 """Opening a checkpoint: config and headers only, everything checked before anything slow. Imports without jax."""
 
+import contextlib
 import dataclasses
 import functools
-import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from chopjax import paths
-from chopjax.errors import UserError
-from chopjax.hf import safetensors
+from chopjax import files
+from chopjax.errors import UserError, short
+from chopjax.hf import safetensors, small_files
 from chopjax.hf.families import Family, Tensor, family_of
-from chopjax.hf.safetensors import Entry
+from chopjax.hf.safetensors import INDEX, SINGLE, Entry
+from chopjax.hf.small_files import CONFIG, read_config
+from chopjax.hf.weights import WeightFiles, read_headers, weight_files
 from chopjax.models.config import ModelConfig
+from chopjax.unchanged import Version, unchanged, versions
 
-CONFIG = "config.json"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-# The tokenizer in any form, the chat template, generation defaults, licence and notes; what a model is besides weights.
-_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
-_WEIGHTS = ["model.safetensors", "model-*.safetensors"]
-# Of a folder in a store, what is copied to this machine: all but weights, which are read where they lie.
-_SMALL_BYTES = 128 << 20
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+__all__ = ["CONFIG", "Checkpoint", "open_checkpoint", "open_config", "read_config"]
+
+# Small files that decide what a model computes or what is copied from it; a note that changes matters to nobody.
+_WATCHED = (CONFIG, small_files.GENERATION_CONFIG, "tokenizer*", "*token*.json", "vocab.*", "merges.txt", "*.model")
+_TEMPLATE_FILES = ("chat_template*", f"{small_files.TEMPLATES}/*")
+# Dtypes of the format that only quantized checkpoints use.
+_QUANTIZED = re.compile(r"F8_.*|F4|F6_.*|I8|U8")
+# Names by which quantized checkpoints store what takes the place of a weight, or its scale.
+_PACKED = re.compile(r".*\.(qweight|weight_packed|weight_scale|weight_scale_inv|absmax|quant_map|quant_state\..*)")
+_DEQUANTIZE = (
+    "use the checkpoint that it was quantized from, or dequantize it to bfloat16 first "
+    "(in transformers: model.dequantize(), then save_pretrained)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Checkpoint:
         config: what the decoder needs to know.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`: the dtype of most of its bytes.
         tensors: tensor name → place in the files; those that hold parameters only.
+        versions: of the files that were read or will be, as they were before.
     """
 
     source: str
@@ -49,6 +58,7 @@ class Checkpoint:
     config: ModelConfig
     dtype: str
     tensors: Mapping[str, Entry]
+    versions: Mapping[Path, Version] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def leaves(self) -> Mapping[str, list[Tensor]]:
@@ -62,6 +72,30 @@ class Checkpoint:
     def place(self) -> Path:
         """Where its weights lie, on a disk or in a store."""
         return next(iter(self.tensors.values())).file.parent
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of its files; see `files.fingerprint`.
+
+        Raises:
+            UserError: a file changed since the checkpoint was opened.
+        """
+        with self.unchanged():
+            found = files.fingerprint(self.place, nested=False)
+        if (self.place / INDEX).is_file() and (self.place / SINGLE).is_file():
+            # Runs of chopjax before this was settled read the shards of such a folder.
+            return files.digest({"files": found, "weights": SINGLE})
+        return found
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """For a block that reads its files: what was opened and what is read must be of one version.
+
+        Raises:
+            UserError: a file changed since the checkpoint was opened; names it.
+        """
+        with unchanged(self.versions):
+            yield
 
     def leaf_dtype(self, path: str) -> np.dtype:
         """The dtype of a whole leaf: as stored, or float32 (which holds all three exactly) if its layers differ."""
@@ -78,19 +112,25 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     Weights are read only where a tied model also stores an output head, to see that it equals the embedding.
 
     Raises:
-        UserError: no such folder or hub id, unsupported architecture, missing or truncated shards, unknown or missing
-            tensors, wrong shapes, a dtype that is not read.
+        UserError: no such folder or hub id, unsupported architecture, missing, damaged or truncated shards, unknown or
+            missing tensors, wrong shapes, a dtype that is not read, or files that would change the model and are not
+            read.
     """
-    folder, raw, family, config = open_config(source)
-    weights = paths.make(source)
-    if not paths.is_remote(weights) and not weights.is_dir():
-        weights = folder = _download(str(source), _SMALL_FILES + _WEIGHTS)
-    tensors = _parameters(weights, family, config, safetensors.read_folder(weights))
+    folder, place = small_files.locate(source)
+    recorded = versions(file for name in (*_WATCHED, *_TEMPLATE_FILES) for file in folder.glob(name))
+    raw, family, config = _read_config(folder)
+    if small_files.is_hub_id(source):
+        small_files.download_weights(str(source), place)
+    weights = weight_files(place)
+    recorded |= versions(weights.paths)
+    entries = read_headers(weights)
+    _refuse_quantization(raw, entries)
+    tensors = _parameters(weights, family, config, entries)
     weight: Counter[np.dtype] = Counter()
     for entry in tensors.values():
         weight[entry.dtype or np.dtype(np.void)] += entry.nbytes
     dtype = safetensors.dtype_name(weight.most_common(1)[0][0])
-    return Checkpoint(str(source), folder, raw, family, config, dtype, tensors)
+    return Checkpoint(str(source), folder, raw, family, config, dtype, tensors, recorded)
 
 
 def open_config(source: str | Path) -> tuple[Path, dict[str, Any], Family, ModelConfig]:
@@ -100,37 +140,44 @@ def open_config(source: str | Path) -> tuple[Path, dict[str, Any], Family, Model
         the folder on this machine, its config.json, the family, and what the decoder needs to know.
 
     Raises:
-        UserError: no such folder or hub id, or an unsupported architecture.
+        UserError: no such folder or hub id, an unsupported architecture, or a quantized checkpoint.
     """
-    folder = paths.make(source)
-    if paths.is_remote(folder):
-        folder = _small_files_here(folder)
-    elif not folder.is_dir():
-        folder = _download(str(source), _SMALL_FILES)
+    folder, _ = small_files.locate(source)
+    raw, family, config = _read_config(folder)
+    if raw.get("quantization_config"):
+        raise UserError(
+            f"config.json: quantization_config is set; remove it if the weights are not quantized, "
+            f"otherwise {_DEQUANTIZE}"
+        )
+    return folder, raw, family, config
+
+
+def _read_config(folder: Path) -> tuple[dict[str, Any], Family, ModelConfig]:
+    small_files.check_small_files(folder)
     raw = read_config(folder)
     family = family_of(raw)
-    return folder, raw, family, family.config_from_hf(raw)
+    return raw, family, family.config_from_hf(raw)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a folder.
-
-    Raises:
-        UserError: it is missing or not a JSON object.
-    """
-    file = folder / CONFIG
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file}: missing; name a folder in Hugging Face format or a hub id") from None
-    except (ValueError, RecursionError, IsADirectoryError) as error:
-        raise UserError(f"{file}: not valid JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{file}: not a JSON object")
-    return raw
+def _refuse_quantization(raw: Mapping[str, Any], entries: Mapping[str, Entry]) -> None:
+    for name, entry in entries.items():
+        if _QUANTIZED.fullmatch(entry.code) or _PACKED.fullmatch(name):
+            raise UserError(
+                f"{entry.file}: tensor {short(name)}, stored as {entry.code}, belongs to a quantized checkpoint, "
+                f"which is not read; {_DEQUANTIZE}"
+            )
+    if raw.get("quantization_config"):
+        raise UserError(
+            "config.json: quantization_config is set, so transformers would quantize these weights, which are not "
+            "quantized; remove quantization_config from config.json to use them as they are stored"
+        )
 
 
-def _parameters(folder: Path, family: Family, config: ModelConfig, found: Mapping[str, Entry]) -> dict[str, Entry]:
+def _parameters(
+    files: WeightFiles, family: Family, config: ModelConfig, found: Mapping[str, Entry]
+) -> dict[str, Entry]:
+    folder = files.folder
+    _refuse_other_depth(folder, family, config, found)
     wanted = {tensor.name: tensor for tensor in family.tensors(config)}
     for name, tensor in wanted.items():
         entry = found.get(name)
@@ -143,9 +190,8 @@ def _parameters(folder: Path, family: Family, config: ModelConfig, found: Mappin
                 f"convert the checkpoint to float32, bfloat16 or float16"
             )
         if entry.shape != tensor.shape:
-            raise UserError(
-                f"{entry.file}: tensor {name} has shape {entry.shape}, config.json calls for {tensor.shape}"
-            )
+            shape = short(entry.shape)
+            raise UserError(f"{entry.file}: tensor {name} has shape {shape}, config.json calls for {tensor.shape}")
     for name, entry in found.items():
         if name in wanted or family.is_useless(name):
             continue
@@ -153,9 +199,20 @@ def _parameters(folder: Path, family: Family, config: ModelConfig, found: Mappin
             _check_tied(entry, found[family.rules["embed/table"].name])
             continue
         raise UserError(
-            f"{entry.file}: unknown tensor {name}; {family.architecture} with this config.json has no such parameter"
+            f"{entry.file}: unknown tensor {short(name)}; "
+            f"{family.architecture} with this config.json has no such parameter"
         )
     return {name: found[name] for name in wanted}
+
+
+def _refuse_other_depth(folder: Path, family: Family, config: ModelConfig, found: Mapping[str, Entry]) -> None:
+    """Compares the number of layers before anything is made for each of them."""
+    layers = family.layers_of(found)
+    if layers != config.layers:
+        raise UserError(
+            f"{folder}: the files hold {layers} layers, but config.json says num_hidden_layers {config.layers}; "
+            f"use the config.json and the files of one model"
+        )
 
 
 def _check_tied(head: Entry, table: Entry) -> None:
@@ -170,27 +227,3 @@ def _check_tied(head: Entry, table: Entry) -> None:
             f"{head.file}: {head.name} differs from {table.name}, but config.json says tie_word_embeddings true; "
             f"set it to false to keep both, or remove {head.name} to keep the embedding only"
         )
-
-
-def _small_files_here(place: Path) -> Path:
-    paths.reach(place, "source")
-    found = paths.inside(place, nested=False)
-    if CONFIG not in found:
-        raise UserError(f"{place / CONFIG}: missing; name a folder in Hugging Face format or a hub id")
-    small = [name for name in found if found[name] <= _SMALL_BYTES and not name.endswith(_WEIGHT_SUFFIXES)]
-    return paths.folder_here(place, small)
-
-
-def _download(source: str, patterns: list[str]) -> Path:
-    if not _HUB_ID.fullmatch(source) or source.startswith("."):
-        raise UserError(f"{source}: no such folder, and not a hub id (owner/name)")
-    from huggingface_hub import snapshot_download
-
-    name, _, revision = source.partition("@")
-    try:
-        # Files of sub-folders are other formats of the same weights.
-        found = snapshot_download(name, revision=revision or None, allow_patterns=patterns, ignore_patterns=["*/*"])
-    except Exception as error:  # the client raises many kinds, all of them "could not get it"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{source}: no such folder, and the hub did not give it ({reason})") from error
-    return Path(found)

@@ -43,15 +43,16 @@ def load_params(
         check_finite: whether to look for NaN and infinities in what is read.
 
     Raises:
-        UserError: a tensor holds NaN or infinity (named), or a file ends early.
+        UserError: a tensor holds NaN or infinity (named), a file ends early, or changed since it was opened.
     """
     import jax
 
     flat = flatten(shardings) if shardings is not None else {}
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if shardings is None else None
     params: dict[str, Any] = {}
-    for path in checkpoint.leaves:
-        params[path] = _load_leaf(checkpoint, path, default or flat[path], dtype, check_finite)
+    with checkpoint.unchanged():
+        for path in checkpoint.leaves:
+            params[path] = _load_leaf(checkpoint, path, default or flat[path], dtype, check_finite)
     return unflatten(params)
 
 

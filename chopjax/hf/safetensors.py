@@ -18,6 +18,7 @@ import numpy as np
 
 from chopjax import paths
 from chopjax.errors import UserError
+from chopjax.hf import header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -34,7 +35,6 @@ _TO_CODE = {dtype: code for _, code, dtype in _DTYPES}
 
 # Bits of the exponent, all of them set in NaN and in both infinities, and nowhere else.
 _EXPONENT = {DTYPES["float32"]: 0x7F800000, DTYPES["bfloat16"]: 0x7F80, DTYPES["float16"]: 0x7C00}
-_MAX_HEADER = 100_000_000
 _BLOCK = 4 * 2**20
 _PAGE = 4096
 
@@ -85,66 +85,33 @@ def read_header(file: Path) -> dict[str, Entry]:
     """Names, dtypes, shapes and byte ranges of a file, checked against the file's size.
 
     Raises:
-        UserError: the file is missing, truncated, or not safetensors.
+        UserError: the file is missing, no regular file, truncated, damaged, or not safetensors.
     """
+    if not paths.is_remote(file) and file.exists() and not file.is_file():
+        raise UserError(f"{file}: not a file; download the checkpoint again")
     try:
         size = paths.size(file)
         with opened(file) as source:
             length = int.from_bytes(_read(source, 0, 8), "little")
-            if size < 8 or not 0 < length <= _MAX_HEADER:
+            if size < 8 or not 0 < length <= header.MAX_BYTES:
                 raise UserError(f"{file}: not a safetensors file; download it again")
-            header = _read(source, 8, length)
-        if len(header) < length:
-            raise UserError(f"{file}: truncated inside its header; download it again")
-        parsed = json.loads(header)
+            text = _read(source, 8, min(length, size - 8))
     except FileNotFoundError:
         raise UserError(f"{file}: missing; download the checkpoint again") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{file}: not a safetensors file; download it again") from None
-    if not isinstance(parsed, dict):
-        raise UserError(f"{file}: not a safetensors file; download it again")
-    parsed.pop("__metadata__", None)
-    entries = {name: _entry(name, fields, file, 8 + length) for name, fields in parsed.items()}
-    wanted = max((entry.offset + entry.nbytes for entry in entries.values()), default=8 + length)
-    if wanted > size:
-        raise UserError(f"{file}: truncated, {size} bytes of {wanted}; download it again")
-    return entries
-
-
-def read_folder(folder: Path) -> dict[str, Entry]:
-    """All tensors of a folder with one `model.safetensors` or an index and its shards; reads headers only.
-
-    Raises:
-        UserError: no weights, only `.bin` weights, a missing or truncated shard, a tensor not where the index says.
-    """
-    index = folder / INDEX
-    if not index.is_file():
-        if (folder / SINGLE).is_file():
-            return read_header(folder / SINGLE)
-        if any(folder.glob("*.bin")):
-            raise UserError(f"{folder}: only .bin weights, which are not read; convert them to safetensors")
-        raise UserError(f"{folder}: neither {SINGLE} nor {INDEX}")
-    try:
-        place: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        known = all(isinstance(shard, str) for shard in place.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        known = False
-    if not known:
-        raise UserError(f"{index}: not an index of safetensors shards; download it again")
-    found: dict[str, Entry] = {}
-    for shard in sorted(set(place.values())):
-        if Path(shard).name != shard:
-            raise UserError(f"{index}: shard {shard!r} lies outside of the folder")
-        if not (folder / shard).is_file():
-            raise UserError(f"{folder / shard}: missing shard, named in {INDEX}; download it again")
-        for name, entry in read_header(folder / shard).items():
-            if name in found:
-                raise UserError(f"{entry.file}: tensor {name} is also in {found[name].file.name}")
-            found[name] = entry
-    for name, shard in place.items():
-        if name not in found or found[name].file.name != shard:
-            raise UserError(f"{folder / shard}: tensor {name} is not in it, though {INDEX} says so")
-    return found
+    if len(text) < length:
+        raise UserError(f"{file}: truncated inside its header; download it again")
+    return {
+        name: Entry(
+            name,
+            field.code,
+            _FROM_CODE.get(field.code),
+            field.shape,
+            file,
+            8 + length + field.start,
+            field.end - field.start,
+        )
+        for name, field in header.parse(file, text, size - 8 - length).items()
+    }
 
 
 def read_rows(
@@ -202,14 +169,14 @@ class Writer:
 
     def __init__(self, file: Path, specs: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> None:
         self.order = write_order(specs)
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for name in self.order:
             dtype, shape = specs[name]
             end = offset + math.prod(shape) * dtype.itemsize
-            header[name] = {"dtype": _TO_CODE[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+            fields[name] = {"dtype": _TO_CODE[dtype], "shape": list(shape), "data_offsets": [offset, end]}
             offset = end
-        text = json.dumps(header, separators=(",", ":")).encode()
+        text = json.dumps(fields, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._specs = specs
         self._waiting = list(reversed(self.order))
@@ -239,20 +206,6 @@ class Writer:
 def write_order(specs: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> Sequence[str]:
     """Names by falling item size, otherwise in the order given."""
     return sorted(specs, key=lambda name: -specs[name][0].itemsize)
-
-
-def _entry(name: str, fields: Mapping[str, Any], file: Path, data_start: int) -> Entry:
-    try:
-        code, shape, (start, end) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
-        sound = isinstance(code, str) and all(type(number) is int and number >= 0 for number in (*shape, start, end))
-    except (KeyError, TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise UserError(f"{file}: tensor {name} has a broken header entry; download it again")
-    dtype = _FROM_CODE.get(code)
-    if dtype is not None and end - start != math.prod(shape) * dtype.itemsize:
-        raise UserError(f"{file}: tensor {name} has {end - start} bytes for shape {shape} of {code}; download it again")
-    return Entry(name, code, dtype, shape, file, data_start + start, end - start)
 
 
 def _known(entry: Entry) -> np.dtype:

@@ -130,7 +130,8 @@ def _dtypes(checkpoint: Checkpoint) -> Iterator[Finding]:
 def _leftovers(folder: Path) -> Iterator[Finding]:
     index = folder / safetensors.INDEX
     if index.is_file() and (folder / safetensors.SINGLE).is_file():
-        yield Finding("error", safetensors.SINGLE, f"lies beside {safetensors.INDEX}; readers may take either")
+        message = f"is next to {safetensors.INDEX}: transformers reads this file, others the shards; remove one of them"
+        yield Finding("error", safetensors.SINGLE, message)
     if index.is_file():
         named = set(json.loads(index.read_text())["weight_map"].values())
         for file in sorted(folder.glob("model-*.safetensors")):

@@ -11,7 +11,7 @@ import pytest
 from hf.plain_checkpoints import SMALL, plain_checkpoint
 
 from chopjax.errors import UserError
-from chopjax.hf.checkpoint import open_checkpoint
+from chopjax.hf.checkpoint import open_checkpoint, open_config
 from chopjax.hf.reading import load_params
 from chopjax.hf.safetensors import DTYPES, INDEX, Writer, read_header, read_tensor
 
@@ -113,9 +113,10 @@ def test_broken_header(tmp_path: Path, entry: object) -> None:
     refused(tmp_path, "not a safetensors file")
 
 
-@pytest.mark.parametrize("weight_map", [[1], {"a": None}, {"a": 1, "b": "x"}])
+@pytest.mark.parametrize("weight_map", [[1], {}, {"a": None}, {"a": 1, "b": "x"}])
 def test_broken_index(tmp_path: Path, weight_map: object) -> None:
     plain_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     refused(tmp_path, INDEX, "not an index")
 
@@ -159,20 +160,64 @@ def test_only_bin(tmp_path: Path) -> None:
     plain_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     refused(tmp_path, ".bin", "safetensors")
-    (tmp_path / "pytorch_model.bin").unlink()
-    refused(tmp_path, "neither")
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "model-00001-of-00002.safetensors")
+    refused(tmp_path, f"neither model.safetensors nor {INDEX}; model-00001-of-00002.safetensors is read only if")
+    (tmp_path / "model-00001-of-00002.safetensors").unlink()
+    refused(tmp_path, f"neither model.safetensors nor {INDEX}")
 
 
-def test_float8(tmp_path: Path) -> None:
-    plain_checkpoint(tmp_path)
-    file = tmp_path / "model.safetensors"
+def stored_as(file: Path, name: str, **fields: Any) -> None:
+    """Changes header fields of one tensor."""
     data = file.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header["model.norm.weight"]["dtype"] = "F8_E4M3"
-    text = json.dumps(header).encode()
-    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
-    refused(tmp_path, "model.norm.weight", "F8_E4M3", "bfloat16")
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    header[name] |= fields
+    with_header(file, header)
+
+
+def test_a_dtype_that_is_not_read(tmp_path: Path) -> None:
+    plain_checkpoint(tmp_path)
+    stored_as(tmp_path / "model.safetensors", "model.norm.weight", dtype="I32")
+    refused(tmp_path, "model.norm.weight is stored as I32, which is not read; convert the checkpoint to float32")
+
+
+def test_quantized_tensors_are_refused_whatever_the_config_says(tmp_path: Path) -> None:
+    plain_checkpoint(tmp_path)
+    stored_as(tmp_path / "model.safetensors", "model.norm.weight", dtype="F8_E4M3", shape=[144])
+    message = (
+        f"{tmp_path}/model.safetensors: tensor model.norm.weight, stored as F8_E4M3, belongs to a quantized "
+        "checkpoint, which is not read; use the checkpoint that it was quantized from, or dequantize it to bfloat16 "
+        "first (in transformers: model.dequantize(), then save_pretrained)"
+    )
+    refused(tmp_path, message)
+    edit_config(tmp_path, quantization_config={"quant_method": "fp8"})
+    refused(tmp_path, message)
+
+    def pack(tensors: Tensors) -> None:
+        tensors["model.layers.0.mlp.up_proj.weight_scale"] = np.ones(19, np.float32)
+
+    edit_tensors(plain_checkpoint(tmp_path / "packed"), pack)
+    refused(tmp_path / "packed", "up_proj.weight_scale, stored as F32, belongs to a quantized checkpoint")
+
+
+def test_quantization_config_of_plain_tensors_is_to_be_removed(tmp_path: Path) -> None:
+    plain_checkpoint(tmp_path, dtype="bfloat16")
+    edit_config(tmp_path, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    refused(
+        tmp_path,
+        "config.json: quantization_config is set, so transformers would quantize these weights, which are not "
+        "quantized; remove quantization_config from config.json to use them as they are stored",
+    )
+    with pytest.raises(UserError, match=r"remove it if the weights are not quantized, otherwise use the checkpoint"):
+        open_config(tmp_path)
+    edit_config(tmp_path, quantization_config=None)
+    assert open_checkpoint(tmp_path).dtype == "bfloat16"
+
+
+def test_depth_is_compared_before_anything_is_made_for_each_layer(tmp_path: Path) -> None:
+    plain_checkpoint(tmp_path)
+    for layers in (2, 9_999):
+        edit_config(tmp_path, num_hidden_layers=layers)
+        refused(tmp_path, f"the files hold 3 layers, but config.json says num_hidden_layers {layers}")
 
 
 def test_tensor_missing_unknown_or_misshapen(tmp_path: Path) -> None:

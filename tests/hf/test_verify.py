@@ -10,7 +10,7 @@ import pytest
 from hf.plain_checkpoints import SMALL, plain_checkpoint
 
 from chopjax.hf.card import model_card
-from chopjax.hf.safetensors import INDEX, read_header
+from chopjax.hf.safetensors import read_header
 from chopjax.hf.verify import verify_folder
 
 
@@ -83,9 +83,10 @@ def test_config_that_stock_transformers_refuses(tmp_path: Path) -> None:
 def test_leftover_shards(tmp_path: Path) -> None:
     plain_checkpoint(tmp_path, max_shard_bytes=9_000)
     write_tokenizer(tmp_path, 60)
-    shards = json.loads((tmp_path / INDEX).read_text())["weight_map"]
     (tmp_path / "model-00099-of-00099.safetensors").write_bytes(b"")
-    (tmp_path / "model.safetensors").write_bytes((tmp_path / shards["model.norm.weight"]).read_bytes())
+    assert findings(tmp_path) == {("warning", "model-00099-of-00099.safetensors")}
+    plain_checkpoint(tmp_path / "one")
+    (tmp_path / "one" / "model.safetensors").rename(tmp_path / "model.safetensors")
     assert findings(tmp_path) == {("error", "model.safetensors"), ("warning", "model-00099-of-00099.safetensors")}
 
 

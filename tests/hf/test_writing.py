@@ -56,6 +56,7 @@ def test_other_files_and_config_keys_are_carried_over(tmp_path: Path) -> None:
     folder = plain_checkpoint(tmp_path / "source")
     for name in ("tokenizer.json", "tokenizer.model", "generation_config.json", "LICENSE", "chat_template.jinja"):
         (folder / name).write_bytes(name.encode() + b"\r\n\xff")
+    (folder / "generation_config.json").write_bytes(b'{"temperature": 0.6}\r\n')
     for name in ("README.md", "training_args.bin", "trainer_state.json"):
         (folder / name).write_text("not carried over")
     config = json.loads((folder / "config.json").read_text())

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from chopjax.errors import UserError
+from chopjax.errors import UserError, short
 from chopjax.hf.families.llama import LLAMA
 from chopjax.hf.families.mistral import MISTRAL
 from chopjax.hf.families.nemotron import NEMOTRON
@@ -26,13 +26,13 @@ def family_of(raw: Mapping[str, Any]) -> Family:
     model_type = raw.get("model_type")
     architectures = raw.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
-        raise UserError(f"config.json: architectures is {architectures!r}; it must be a list of names")
+        raise UserError(f"config.json: architectures is {architectures!r:.120}; it must be a list of names")
     family = FAMILIES.get(str(model_type))
     if family is not None and (not architectures or family.architecture in architectures):
         return family
-    named = ", ".join(architectures) or "no architecture"
+    named = short(", ".join(architectures) or "no architecture")
     supported = ", ".join(f"{f.architecture} ({f.model_type})" for f in FAMILIES.values())
-    raise UserError(f"config.json: unsupported model_type {model_type!r} with {named}; supported: {supported}")
+    raise UserError(f"config.json: unsupported model_type {model_type!r:.120} with {named}; supported: {supported}")
 
 
 def target_family(family: Family, config: ModelConfig) -> tuple[Family, str | None]:

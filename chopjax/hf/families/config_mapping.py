@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from chopjax.errors import UserError
-from chopjax.hf.families.rope import ROPE_KEYS, positive, rope_from_hf, rope_to_hf
+from chopjax.errors import UserError, short
+from chopjax.hf.families.rope import ROPE_KEYS, rope_from_hf, rope_to_hf
+from chopjax.hf.families.unread import refuse_unread
+from chopjax.hf.families.values import flag, integer, positive
 from chopjax.models.config import Activation, LayerKind, ModelConfig
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
 # Not carried over from the source's config.json: what is written anew if the target family has it at all, and facts
 # about a particular file or run (`auto_map` names code, and none is run).
 _DROPPED = (
-    *("_name_or_path", "auto_map", "torch_dtype", "dtype", "quantization_config"),
+    *("_name_or_path", "auto_map", "configuration_files", "torch_dtype", "dtype", "quantization_config"),
     *("attention_bias", "mlp_bias", "pretraining_tp", "rms_norm_eps", "norm_eps"),
     *("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
     *ROPE_KEYS,
@@ -41,44 +43,42 @@ def config_from_hf(family: Family, raw: Mapping[str, Any]) -> ModelConfig:
     Raises:
         UserError: a field is missing, contradictory, or outside of what the decoder computes; names the field.
     """
-    for key in ("quantization_config", "per_layer_config"):
-        if raw.get(key):
-            raise UserError(f"config.json: {key} is not supported; use a checkpoint in float32, bfloat16 or float16")
     values = {**family.defaults, **{key: raw[key] for key in raw if raw[key] is not None or key in _NULLABLE}}
-    q_heads = _integer(values, "num_attention_heads")
-    kv_heads = q_heads if values.get("num_key_value_heads") is None else _integer(values, "num_key_value_heads")
-    embed = _integer(values, "hidden_size")
+    q_heads = integer(values, "num_attention_heads")
+    kv_heads = q_heads if values.get("num_key_value_heads") is None else integer(values, "num_key_value_heads")
+    embed = integer(values, "hidden_size")
     if q_heads % kv_heads:
         raise UserError(f"config.json: num_key_value_heads {kv_heads} does not divide num_attention_heads {q_heads}")
     if values.get("head_dim") is None and embed % q_heads:
         raise UserError(f"config.json: head_dim is missing and {q_heads} heads do not divide hidden_size {embed}")
-    head_dim = embed // q_heads if values.get("head_dim") is None else _integer(values, "head_dim")
+    head_dim = embed // q_heads if values.get("head_dim") is None else integer(values, "head_dim")
     activation = ACTIVATIONS.get(str(values["hidden_act"]))
     if activation is None:
         raise UserError(
-            f"config.json: unsupported hidden_act {values['hidden_act']!r}; one of {', '.join(ACTIVATIONS)}"
+            f"config.json: unsupported hidden_act {values['hidden_act']!r:.120}; one of {', '.join(ACTIVATIONS)}"
         )
-    layers = _integer(values, "num_hidden_layers")
-    positions = _integer(values, "max_position_embeddings")
+    layers = integer(values, "num_hidden_layers")
+    positions = integer(values, "max_position_embeddings")
+    refuse_unread(family, raw, positions)
     kinds, kind_of_layer = _kinds(family, values, layers)
-    bias = bool(values.get("attention_bias"))
+    bias = flag(values, "attention_bias")
     return ModelConfig(
         layers=layers,
         embed=embed,
         kv_heads=kv_heads,
         q_per_kv=q_heads // kv_heads,
         head_dim=head_dim,
-        mlp=_integer(values, "intermediate_size"),
-        vocab=_integer(values, "vocab_size"),
+        mlp=integer(values, "intermediate_size"),
+        vocab=integer(values, "vocab_size"),
         positions=positions,
         norm=family.norm,
         norm_eps=positive(values, family.norm_eps_key),
         activation=activation,
         gated=family.gated,
-        tied=bool(values.get("tie_word_embeddings", False)),
+        tied=flag(values, "tie_word_embeddings"),
         qkv_bias={"none": False, "qkv": True, "option": bias}[family.attention_bias],
         o_bias=family.attention_bias == "option" and bias,
-        mlp_bias=family.mlp_bias and bool(values.get("mlp_bias")),
+        mlp_bias=family.mlp_bias and flag(values, "mlp_bias"),
         qk_norm=family.qk_norm,
         rope=rope_from_hf(raw, positions, head_dim, family.rotary_fraction),
         kinds=kinds,
@@ -160,18 +160,20 @@ def misfit(family: Family, config: ModelConfig) -> str | None:
 
 def _kinds(family: Family, values: Mapping[str, Any], layers: int) -> tuple[tuple[LayerKind, ...], tuple[int, ...]]:
     window = values.get("sliding_window") if family.windows != "none" else None
-    if family.windows == "by_layer" and not values["use_sliding_window"]:
+    if family.windows == "by_layer" and not flag(values, "use_sliding_window"):
         window = None
     types = values.get("layer_types")
     if types is None:
-        first = {"none": layers, "all": 0, "by_layer": values.get("max_window_layers")}[family.windows]
-        slides = [window is not None and layer >= cast(int, first) for layer in range(layers)]
+        first = {"none": layers, "all": 0}.get(family.windows)
+        if first is None:
+            first = integer(values, "max_window_layers", least=0)
+        slides = [window is not None and layer >= first for layer in range(layers)]
     else:
         types = types if isinstance(types, list) else [types]
         if len(types) != layers or not set(map(str, types)) <= {"full_attention", "sliding_attention"}:
             raise UserError(
                 f"config.json: layer_types must be {layers} of full_attention or sliding_attention, "
-                f"found {len(types)} of {', '.join(sorted(set(map(str, types))))}"
+                f"found {len(types)} of {short(', '.join(sorted(set(map(str, types)))))}"
             )
         slides = [entry == "sliding_attention" for entry in types]
     if any(slides) and window is None:
@@ -180,7 +182,7 @@ def _kinds(family: Family, values: Mapping[str, Any], layers: int) -> tuple[tupl
         raise UserError(f"config.json: {family.model_type} slides in every layer or in none, unlike its layer_types")
     if not any(slides):
         return (LayerKind(),), (0,) * layers
-    sliding = LayerKind(window=_integer(values, "sliding_window"))
+    sliding = LayerKind(window=integer(values, "sliding_window"))
     if all(slides):
         return (sliding,), (0,) * layers
     return (LayerKind(), sliding), tuple(map(int, slides))
@@ -207,10 +209,3 @@ def _activation_name(activation: Activation, source: Any) -> str:
     if ACTIVATIONS.get(source) == activation:
         return cast(str, source)
     return next(name for name, meaning in ACTIVATIONS.items() if meaning == activation)
-
-
-def _integer(values: Mapping[str, Any], key: str) -> int:
-    value = values.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise UserError(f"config.json: {key} must be a positive integer, found {value!r}")
-    return value

@@ -1,10 +1,10 @@
 """Rotary embeddings of config.json, in the styles of transformers 4 (`rope_scaling`) and 5 (`rope_parameters`)."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, cast, get_args
 
 from chopjax.errors import UserError
+from chopjax.hf.families.values import positive
 from chopjax.models.config import Rope, RopeKind
 
 _ORIGINAL = "original_max_position_embeddings"
@@ -55,16 +55,18 @@ def rope_from_hf(raw: Mapping[str, Any], positions: int, head_dim: int, rotary_f
     # transformers 5 prefers a non-empty rope_scaling to rope_parameters, and either to top-level keys.
     given = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(given, Mapping):
-        raise UserError(f"config.json: rope_scaling is {given!r}; it must be an object")
+        raise UserError(f"config.json: rope_scaling is {given!r:.120}; it must be an object")
     found = dict(given)
     if any(isinstance(value, Mapping) for value in found.values()):
         raise UserError("config.json: rope_parameters that differ by layer type are not supported")
     kind = found.get("rope_type", found.get("type", "default")) or "default"
     if kind not in get_args(RopeKind):
-        raise UserError(f"config.json: unsupported rope_type {kind!r}; supported: {', '.join(get_args(RopeKind))}")
+        raise UserError(f"config.json: unsupported rope_type {kind!r:.120}; supported: {', '.join(get_args(RopeKind))}")
     fraction = found.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
     if rotary_fraction is None and fraction not in (None, 1, 1.0):
-        raise UserError(f"config.json: partial_rotary_factor {fraction} is not supported for {raw.get('model_type')}")
+        raise UserError(
+            f"config.json: partial_rotary_factor {fraction!r:.120} is not supported for {raw.get('model_type')}"
+        )
     fields = {field: _value(found, _KEYS[field]) for field in _fields(kind) if found.get(_KEYS[field]) is not None}
     if "original_positions" in _REQUIRED[kind]:
         # A top-level value wins in transformers 5; without any, the model's own positions are meant.
@@ -76,7 +78,7 @@ def rope_from_hf(raw: Mapping[str, Any], positions: int, head_dim: int, rotary_f
     if missing:
         raise UserError(f"config.json: rope_type {kind!r} needs {', '.join(missing)}")
     theta = positive({"rope_theta": _first(found.get("rope_theta"), raw.get("rope_theta"), 10_000.0)}, "rope_theta")
-    share = positive({"share": _first(fraction, rotary_fraction, 1.0)}, "share", said="partial_rotary_factor")
+    share = positive({"share": _first(fraction, rotary_fraction, 1.0)}, "share", shown="partial_rotary_factor")
     for name in ("short_factor", "long_factor"):
         pairs = int(head_dim * share) // 2
         if name in fields and len(fields[name]) != pairs:
@@ -112,25 +114,6 @@ ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_fa
 
 def _fields(kind: str) -> tuple[str, ...]:
     return _REQUIRED[kind] + _OPTIONAL.get(kind, ())
-
-
-def positive(values: Mapping[str, Any], key: str, said: str = "") -> float:
-    """A number above 0 out of config.json.
-
-    Args:
-        said: how the message calls it; `key` if empty.
-
-    Raises:
-        UserError: it is something else.
-    """
-    value = values[key]
-    try:
-        found = math.nan if isinstance(value, bool) else float(value)
-    except (ValueError, TypeError, OverflowError):
-        found = math.nan
-    if not 0 < found < math.inf:
-        raise UserError(f"config.json: {said or key} must be a number above 0, found {value!r}")
-    return found
 
 
 def _value(values: Mapping[str, Any], key: str) -> Any:

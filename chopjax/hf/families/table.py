@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -150,6 +150,13 @@ class Family:
             elif path in leaves:
                 found.append(_tensor(path, rule, leaves[path], sizes, None))
         return found
+
+    def layers_of(self, names: Iterable[str]) -> int:
+        """Number of layers for which there are parameters among the tensor names."""
+        rules = [rule.name for rule in self.rules.values() if "{layers}" in rule.name]
+        pattern = re.compile("|".join(re.escape(rule).replace(r"\{layers\}", r"(\d{1,9})") for rule in rules))
+        matches = (pattern.fullmatch(name) for name in names)
+        return 1 + max((int(match[match.lastindex or 0]) for match in matches if match), default=-1)
 
     def config_from_hf(self, raw: Mapping[str, Any]) -> ModelConfig:
         """See `config_mapping.config_from_hf`."""
