@@ -103,7 +103,7 @@ def check_format(body: dict[str, Any], newest: int, where: str, fix: str, prefix
         found = int(match[1])
     if type(found) is int and found > newest:
         raise UserError(
-            f"{where} was written by a newer chopjax (format {found}, this one reads up to {newest}); "
+            f"{where}: written by a newer chopjax (format {found}, this one reads up to {newest}); "
             f"update chopjax, or {fix}"
         )
     if type(found) is not int or found < 1:

@@ -122,7 +122,7 @@ def test_text_that_is_not_json_is_one_line(tmp_path: pathlib.Path, text: bytes) 
     assert records.read_object(file, "make it again") == {"a": 1}
 
 
-NEWER = "x was written by a newer chopjax (format 3, this one reads up to 2); update chopjax, or again"
+NEWER = "x: written by a newer chopjax (format 3, this one reads up to 2); update chopjax, or again"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ NEWER = "x was written by a newer chopjax (format 3, this one reads up to 2); up
         (
             "rows 3",
             "rows",
-            "x was written by a newer chopjax (format 3, this one reads up to 2); update chopjax, or again",
+            "x: written by a newer chopjax (format 3, this one reads up to 2); update chopjax, or again",
         ),
         (0, "", "x: format is 0, not 2; again"),
         (True, "", "x: format is True, not 2; again"),

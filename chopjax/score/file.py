@@ -10,20 +10,21 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import safetensors.numpy
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 
-from chopjax import files, paths
+from chopjax import files, paths, records
 from chopjax.axes import Sizes
 from chopjax.errors import UserError
 from chopjax.score import checked
 
 HALVES = 2
 FORMAT = 1
+
+AGAIN = "score again"
 
 Sums = Mapping[str, Float[np.ndarray, "half *rest"]]
 
@@ -88,17 +89,18 @@ class ScoreFile:
             raise UserError(f"{path}: damaged, or no score file ({_line(error)}); score again") from error
         if not text:
             raise UserError(f"{path}: not a score file; name one that python -m chopjax.score wrote")
-        try:
-            facts: dict[str, Any] = json.loads(text)
-            if facts["format"] != FORMAT:
-                raise UserError(f"{path}: another version of chopjax wrote these scores; score again")
-            if digests := facts.pop("digests", None):  # absent in files of earlier versions
+        where = str(path)
+        facts = records.parse_object(text, where, AGAIN)
+        digests = records.shaped({"digests": facts.pop("digests", None)}, _Digests, where, AGAIN).digests
+        plain = dict(facts)
+        records.check_format(plain, FORMAT, where, AGAIN)
+        if digests is not None:  # absent in files of earlier versions
+            try:
                 checked.check(sums, digests, facts)
-            del facts["format"]
-            facts["data"] = tuple(facts["data"])
-            file = cls(sums, **facts)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: damaged ({_line(error)}); score again") from error
+            except ValueError as error:
+                raise UserError(f"{path}: damaged ({error}); {AGAIN}") from error
+        found = records.shaped(plain, _Facts, where, AGAIN)
+        file = cls(sums, found.model, found.data, found.sizes, found.source, found.dtype, found.length)
         for name, value in sums.items():
             if not value.ndim or len(value) != HALVES or not np.isfinite(value).all():
                 raise UserError(f"{path}: {name} is no sum over two halves of rows; score again")
@@ -151,9 +153,26 @@ class ScoreFile:
             raise UserError(f"{name}: scores of another model ({self.source}); score this one, or name its own file")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Facts:
+    """The metadata of a score file."""
+
+    model: str
+    data: tuple[str, ...]
+    sizes: Mapping[str, records.Count]
+    source: str
+    dtype: str
+    length: records.Count
+
+
+@dataclasses.dataclass(frozen=True)
+class _Digests:
+    digests: Mapping[str, str] | None
+
+
 def _overlap(one: str, other: str) -> bool:
     """Whether two entries of `ScoreFile.data` name the same row."""
-    ranges = [re.fullmatch(r"(.*)/(\d+)-(\d+)", data) for data in (one, other)]
+    ranges = [re.fullmatch(r"(.*)/(\d{1,18})-(\d{1,18})", data) for data in (one, other)]
     if not all(ranges):
         return one == other
     (digest, start, end), (other_digest, other_start, other_end) = (found.groups() for found in ranges if found)

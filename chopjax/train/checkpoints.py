@@ -24,6 +24,7 @@ from chopjax.train import checkpoint_parts as parts
 from chopjax.train import digests, echoes, preemption
 
 METRIC = "heldout_loss"
+NEWEST = 1  # format of a checkpoint, in its identity; absent for 1
 # In place of an array that is not to be read back.
 UNREAD = parts.UNREAD
 
@@ -338,7 +339,7 @@ class Checkpoints:
         """One of the plain parts of a checkpoint, compared with its digest."""
         with self._named(step):
             part = self._orbax.load_checkpointables(step, {name: None})[name]
-            if kept and digests.of_json(part) != kept[name]:
+            if not isinstance(part, dict) or (kept and digests.of_json(part) != kept[name]):
                 raise ValueError(f"its {name} is not what was saved")
         return part
 
@@ -355,6 +356,8 @@ class Checkpoints:
             if damaged:
                 raise UserError(self._none(damaged))
             return
+        saved = dict(saved)
+        records.check_format(saved, NEWEST, f"{self.folder}/{step}", "set another workdir")
         saved = records.with_defaults(saved, self._identity, self._defaults)
         for name in {**saved, **self._identity}:
             before, now = saved.get(name), self._identity.get(name)

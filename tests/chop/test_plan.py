@@ -70,7 +70,7 @@ def test_sizes_that_are_missing_or_unknown() -> None:
         ('{"source": {"sizes": {"layers": 1000000000000}}, "kept": {}}', "not a whole number from 1 to 2147483647"),
         ('{"source": {"sizes": {}}, "kept": {}, "reasons": 5}', "reasons is 5, not an object"),
         ('{"source": {"sizes": {"layers": 3}}, "kept": {"layers": [0, true]}}', "kept.layers must hold whole numbers"),
-        ('{"format": 2}', r" was written by a newer chopjax \(format 2, this one reads up to 1\)"),
+        ('{"format": 2}', r": written by a newer chopjax \(format 2, this one reads up to 1\)"),
     ],
 )
 def test_what_is_no_plan(text: str | bytes, said: str) -> None:

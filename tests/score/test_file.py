@@ -126,8 +126,8 @@ def _one_half(path: Path) -> None:
         (lambda path: path.write_text("what is this? " * 9), "damaged, or no score file"),
         (_cut, "damaged, or no score file"),
         (lambda path: safetensors.numpy.save_file({"rows": np.ones(2)}, path), "not a score file"),
-        (_other_format, "another version of chopjax wrote these scores"),
-        (_fields_missing, r"damaged \(.*missing"),
+        (_other_format, r"newer chopjax \(format 99, this one reads up to 1\); update chopjax, or score again"),
+        (_fields_missing, "model is missing; score again"),
         (_one_half, "rows is no sum over two halves"),
     ],
 )

@@ -175,6 +175,10 @@ def test_another_identity_is_refused(tmp_path: pathlib.Path) -> None:
         Checkpoints(tmp_path, IDENTITY | {"plan.layers": (0, 1)})
     with Checkpoints(tmp_path, IDENTITY) as checkpoints:
         assert checkpoints.latest == 1
+    with pytest.raises(UserError, match=r"/2: written by a newer chopjax \(format 2, this one reads up to 1\)"):
+        with Checkpoints(tmp_path / "newer", IDENTITY | {"format": 2}) as checkpoints:
+            checkpoints.save(2, {"x": jnp.zeros(2)}, {})
+        Checkpoints(tmp_path / "newer", IDENTITY)
     newer = {"train.new": 0}
     with Checkpoints(tmp_path, IDENTITY | newer, defaults=newer) as checkpoints:
         assert checkpoints.latest == 1
