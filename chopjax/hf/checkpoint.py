@@ -13,10 +13,10 @@ import numpy as np
 
 from chopjax import files
 from chopjax.errors import UserError, short
-from chopjax.hf import safetensors, small_files
+from chopjax.hf import safetensors, source_files
 from chopjax.hf.families import Family, Tensor, family_of
 from chopjax.hf.safetensors import INDEX, SINGLE, Entry
-from chopjax.hf.small_files import CONFIG, read_config
+from chopjax.hf.source_files import CONFIG, read_config
 from chopjax.hf.weights import WeightFiles, read_headers, weight_files
 from chopjax.models.config import ModelConfig
 from chopjax.unchanged import Version, unchanged, versions
@@ -24,8 +24,8 @@ from chopjax.unchanged import Version, unchanged, versions
 __all__ = ["CONFIG", "Checkpoint", "open_checkpoint", "open_config", "read_config"]
 
 # Small files that decide what a model computes or what is copied from it; a note that changes matters to nobody.
-_WATCHED = (CONFIG, small_files.GENERATION_CONFIG, "tokenizer*", "*token*.json", "vocab.*", "merges.txt", "*.model")
-_TEMPLATE_FILES = ("chat_template*", f"{small_files.TEMPLATES}/*")
+_WATCHED = (CONFIG, source_files.GENERATION_CONFIG, "tokenizer*", "*token*.json", "vocab.*", "merges.txt", "*.model")
+_TEMPLATE_FILES = ("chat_template*", f"{source_files.TEMPLATES}/*")
 # Dtypes of the format that only quantized checkpoints use.
 _QUANTIZED = re.compile(r"F8_.*|F4|F6_.*|I8|U8")
 # Names by which quantized checkpoints store what takes the place of a weight, or its scale.
@@ -116,11 +116,11 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
             missing tensors, wrong shapes, a dtype that is not read, or files that would change the model and are not
             read.
     """
-    folder, place = small_files.locate(source)
+    folder, place = source_files.locate(source)
     recorded = versions(file for name in (*_WATCHED, *_TEMPLATE_FILES) for file in folder.glob(name))
     raw, family, config = _read_config(folder)
-    if small_files.is_hub_id(source):
-        small_files.download_weights(str(source), place)
+    if source_files.is_hub_id(source):
+        source_files.download_weights(str(source), place)
     weights = weight_files(place)
     recorded |= versions(weights.paths)
     entries = read_headers(weights)
@@ -142,7 +142,7 @@ def open_config(source: str | Path) -> tuple[Path, dict[str, Any], Family, Model
     Raises:
         UserError: no such folder or hub id, an unsupported architecture, or a quantized checkpoint.
     """
-    folder, _ = small_files.locate(source)
+    folder, _ = source_files.locate(source)
     raw, family, config = _read_config(folder)
     if raw.get("quantization_config"):
         raise UserError(
@@ -153,7 +153,7 @@ def open_config(source: str | Path) -> tuple[Path, dict[str, Any], Family, Model
 
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], Family, ModelConfig]:
-    small_files.check_small_files(folder)
+    source_files.check_small_files(folder)
     raw = read_config(folder)
     family = family_of(raw)
     return raw, family, family.config_from_hf(raw)
