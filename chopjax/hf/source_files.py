@@ -78,7 +78,7 @@ def check_small_files(folder: Path) -> None:
     """Refuses files that change the model and are not read, or that would be passed on broken.
 
     Raises:
-        UserError: the folder holds an adapter, or generation_config.json is damaged.
+        UserError: the folder holds an adapter, a config is damaged, or its token ids are no numbers.
     """
     if (folder / ADAPTER).exists():
         keep = f", or move {ADAPTER} out of the folder to use the model without it"
@@ -87,11 +87,11 @@ def check_small_files(folder: Path) -> None:
             f"merge it into its model (in peft: merge_and_unload(), then save_pretrained to another folder)"
             f"{keep if (folder / CONFIG).exists() else ''}"
         )
-    generation = folder / GENERATION_CONFIG
-    for key, value in (_read_object(generation) or {}).items():
-        ids = value if isinstance(value, list) else [value]
-        if key.endswith("_token_id") and not all(number is None or type(number) is int for number in ids):
-            raise UserError(f"{generation}: {short(key)} must be a token id or a list of them, found {short(value)}")
+    for file in (folder / CONFIG, folder / GENERATION_CONFIG):
+        for key, value in (_read_object(file) or {}).items():
+            ids = value if isinstance(value, list) else [value]
+            if key.endswith("_token_id") and not all(number is None or type(number) is int for number in ids):
+                raise UserError(f"{file}: {short(key)} must be a token id or a list of them, found {value!r:.120}")
 
 
 def _read_object(file: Path) -> dict[str, Any] | None:

@@ -118,7 +118,7 @@ def test_links(tmp_path: Path) -> None:
     [
         ("[1]", "not a JSON object; download it again"),
         ("{", "not valid JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)); "),
-        ('{"eos_token_id": "2"}', "eos_token_id must be a token id or a list of them, found 2"),
+        ('{"eos_token_id": "2"}', "eos_token_id must be a token id or a list of them, found '2'"),
         ('{"eos_token_id": [2, 2.5]}', "eos_token_id must be a token id or a list of them, found [2, 2.5]"),
     ],
 )
@@ -129,6 +129,8 @@ def test_a_broken_generation_config_is_named(tmp_path: Path, content: str, messa
     open_checkpoint(tmp_path)
     file.write_text(content)
     assert refusal(tmp_path).startswith(f"{file}: {message}")
+    file.rename(tmp_path / "config.json")
+    assert refusal(tmp_path).startswith(f"{tmp_path}/config.json: {message}")
 
 
 @pytest.mark.parametrize(

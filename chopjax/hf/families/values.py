@@ -58,8 +58,8 @@ def positive(values: Mapping[str, Any], key: str, shown: str = "") -> float:
     """
     value = values[key]
     try:
-        found = math.nan if isinstance(value, bool) else float(value)
-    except (ValueError, TypeError, OverflowError):
+        found = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
         found = math.nan
     if not 0 < found < math.inf:
         raise UserError(f"config.json: {shown or key} must be a number above 0, found {value!r:.120}")
