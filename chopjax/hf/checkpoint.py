@@ -118,13 +118,13 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     """
     folder, place = source_files.locate(source)
     recorded = versions(file for name in (*_WATCHED, *_TEMPLATE_FILES) for file in folder.glob(name))
-    raw, family, config = _read_config(folder)
+    raw, family, config = _read_config(folder, place)
     if source_files.is_hub_id(source):
         source_files.download_weights(str(source), place)
     weights = weight_files(place)
     recorded |= versions(weights.paths)
     entries = read_headers(weights)
-    _refuse_quantization(raw, entries)
+    _refuse_quantization(place / CONFIG, raw, entries)
     tensors = _parameters(weights, family, config, entries)
     weight: Counter[np.dtype] = Counter()
     for entry in tensors.values():
@@ -142,24 +142,27 @@ def open_config(source: str | Path) -> tuple[Path, dict[str, Any], Family, Model
     Raises:
         UserError: no such folder or hub id, an unsupported architecture, or a quantized checkpoint.
     """
-    folder, _ = source_files.locate(source)
-    raw, family, config = _read_config(folder)
+    folder, place = source_files.locate(source)
+    raw, family, config = _read_config(folder, place)
     if raw.get("quantization_config"):
         raise UserError(
-            f"config.json: quantization_config is set; remove it if the weights are not quantized, "
+            f"{place / CONFIG}: quantization_config is set; remove it if the weights are not quantized, "
             f"otherwise {_DEQUANTIZE}"
         )
     return folder, raw, family, config
 
 
-def _read_config(folder: Path) -> tuple[dict[str, Any], Family, ModelConfig]:
+def _read_config(folder: Path, place: Path) -> tuple[dict[str, Any], Family, ModelConfig]:
     source_files.check_small_files(folder)
     raw = read_config(folder)
-    family = family_of(raw)
-    return raw, family, family.config_from_hf(raw)
+    try:
+        family = family_of(raw)
+        return raw, family, family.config_from_hf(raw)
+    except UserError as error:  # a run may read several models, each with a config.json
+        raise UserError(str(error).replace(CONFIG, str(place / CONFIG), 1)) from None
 
 
-def _refuse_quantization(raw: Mapping[str, Any], entries: Mapping[str, Entry]) -> None:
+def _refuse_quantization(file: Path, raw: Mapping[str, Any], entries: Mapping[str, Entry]) -> None:
     for name, entry in entries.items():
         if _QUANTIZED.fullmatch(entry.code) or _PACKED.fullmatch(name):
             raise UserError(
@@ -168,8 +171,8 @@ def _refuse_quantization(raw: Mapping[str, Any], entries: Mapping[str, Entry]) -
             )
     if raw.get("quantization_config"):
         raise UserError(
-            "config.json: quantization_config is set, so transformers would quantize these weights, which are not "
-            "quantized; remove quantization_config from config.json to use them as they are stored"
+            f"{file}: quantization_config is set, so transformers would quantize these weights, which are not "
+            f"quantized; remove quantization_config from that file to use them as they are stored"
         )
 
 

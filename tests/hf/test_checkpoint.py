@@ -204,8 +204,8 @@ def test_quantization_config_of_plain_tensors_is_to_be_removed(tmp_path: Path) -
     edit_config(tmp_path, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     refused(
         tmp_path,
-        "config.json: quantization_config is set, so transformers would quantize these weights, which are not "
-        "quantized; remove quantization_config from config.json to use them as they are stored",
+        f"{tmp_path}/config.json: quantization_config is set, so transformers would quantize these weights, which are "
+        "not quantized; remove quantization_config from that file to use them as they are stored",
     )
     with pytest.raises(UserError, match=r"remove it if the weights are not quantized, otherwise use the checkpoint"):
         open_config(tmp_path)

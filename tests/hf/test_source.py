@@ -156,7 +156,7 @@ def test_keys_that_stock_classes_act_on(tmp_path: Path, key: str, harmless: Any,
     edit(tmp_path / "config.json", **{key: harmless}, logit_scale=2.0, attn_logit_softcapping=30.0)
     open_checkpoint(tmp_path)
     edit(tmp_path / "config.json", **{key: acted_on})
-    assert refusal(tmp_path).startswith(f"config.json: {key} is {short(acted_on)}: it ")
+    assert refusal(tmp_path).startswith(f"{tmp_path}/config.json: {key} is {short(acted_on)}: it ")
     assert refusal(tmp_path, open_config) == refusal(tmp_path)
 
 
