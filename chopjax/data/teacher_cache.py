@@ -95,7 +95,7 @@ class CacheInfo:
         """What keeps a run from reading this cache, in words; empty if nothing does."""
         for field, said in _READ.items():
             if getattr(self, field) != getattr(wanted, field):
-                return f"has {said} {getattr(self, field)}, but this run has {getattr(wanted, field)}"
+                return f"has {said} {getattr(self, field)!s:.60}, but this run has {getattr(wanted, field)}"
         if self.kind == "samples" and self.count != wanted.count:
             return f"has cache.samples {self.count}, but this run has {wanted.count}"
         if self.count < wanted.count:
@@ -109,7 +109,7 @@ class CacheInfo:
         for field in dataclasses.fields(self):
             ours, theirs = getattr(wanted, field.name), getattr(self, field.name)
             if ours != theirs:
-                return f"was begun with {_SAID.get(field.name, field.name)} {theirs}, but this run has {ours}"
+                return f"was begun with {_SAID.get(field.name, field.name)} {theirs!s:.60}, but this run has {ours}"
         return ""
 
 
