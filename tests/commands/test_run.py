@@ -11,9 +11,9 @@ from chopjax.errors import UserError
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (b"[]", "not a plan ("),
+        (b"[]", "not a JSON object; make the plan again"),
         (b'{"source": {"sizes": {"mlp": 4}}, "kept": {"mpl": [0]}}', "axis 'mpl' cannot be cut"),
-        (b"\xff", "cannot be read ("),
+        (b"\xff", "not valid JSON ("),
         (None, "cannot be read ("),
     ],
 )

@@ -72,6 +72,35 @@ def test_damage_is_said(tmp_path: pathlib.Path) -> None:
         read_run(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (
+            "summary.json",
+            '{"tokens": "many"}',
+            "tokens is 'many', not a whole number of 0 or more; delete the file and",
+        ),
+        ("summary.json", '{"models": {"healed": {"perplexity": []}}}', "models.healed.perplexity is [], not a number"),
+        ("summary.json", '{"format": 2}', "written by a newer chopjax (format 2, this one reads up to 1)"),
+        (
+            "samples.json",
+            '[{"prompt": 3}]',
+            "[0].prompt is 3, not text; delete the file and run python -m chopjax.eval",
+        ),
+        ("samples.json", "{}", "it is {}, not a list"),
+        ("config.json", "[]", "not a JSON object; run any command of this run again"),
+        ("metrics.jsonl", '{"step": 1, "loss": [2]}\n', "line 1: 'loss' is not a number; delete the line"),
+        ("metrics.jsonl", '{"step": -1}\n', "line 1: step is -1, not a whole number of 0 or more; delete the line"),
+        ("metrics.jsonl", '{"step": 1, "loss": 1e999}\n', "line 1: 'loss' is not a number; delete the line"),
+    ],
+)
+def test_a_field_that_is_wrong_is_named(tmp_path: pathlib.Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError) as error:
+        read_run(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / name}: ") and said in str(error.value)
+
+
 def test_scores_search_and_removal(tmp_path: pathlib.Path) -> None:
     write(tmp_path, SIZES)
     run = read_run(tmp_path)

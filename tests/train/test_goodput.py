@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from chopjax.train.goodput import Goodput, Saved
+from chopjax.train.goodput import FILE, Goodput, Saved
 
 
 class Clock:
@@ -47,3 +47,14 @@ def test_others_write_nothing_and_damage_starts_anew(tmp_path: pathlib.Path) -> 
     for text in ("", "[]", '{"began": 3}', '{"began": 3, "saved": {"4": {"hours": 1}}}'):
         (tmp_path / "goodput.json").write_text(text)
         assert Goodput(tmp_path, 4).restored == Saved()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"began": "now", "saved": {}}', '{"began": 1, "saved": {"x": {}}}']
+    + ['{"began": 1, "saved": {"1": {"seconds": "9"}}}', '{"began": -1, "saved": {}}', '{"began": 1e999, "saved": {}}'],
+)
+def test_a_damaged_record_begins_again(tmp_path: pathlib.Path, text: str) -> None:
+    (tmp_path / FILE).write_text(text)
+    found = Goodput(tmp_path, 1, clock=lambda: 100.0)
+    assert found.restored == Saved() and json.loads((tmp_path / FILE).read_text()) == {"began": 100.0, "saved": {}}

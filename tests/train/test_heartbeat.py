@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from chopjax.train.heartbeat import Beat, Heartbeat, laggards, read
+from chopjax.train.heartbeat import FOLDER, Beat, Heartbeat, laggards, read
 
 
 def beat(process: int, begun: int, time: float = 100.0) -> Beat:
@@ -94,3 +94,17 @@ def test_a_process_that_waits_may_end(tmp_path: pathlib.Path) -> None:
     ended = subprocess.run([sys.executable, "-c", HANGS, str(tmp_path)], capture_output=True, text=True, timeout=50)
     assert ended.returncode == 1
     assert ended.stderr.startswith("no step has ended for 0 s, since step 1: all processes wait, so the devices or")
+
+
+def test_a_beat_that_is_damaged_is_none(tmp_path: pathlib.Path) -> None:
+    beat = {"process": 0, "host": "a", "begun": 3, "ended": 2, "time": 5.0}
+    for change in ({}, {"time": "5"}, {"begun": None}, {"ended": [2]}, {"more": 1}):
+        (tmp_path / "0.json").write_text(json.dumps(beat | change))
+        assert read(tmp_path, 0) == (None if change else Beat(**beat))
+
+
+def test_half_written_beats_of_killed_processes_are_removed(tmp_path: pathlib.Path) -> None:
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / ".7.json.17.tmp").write_text("{")
+    with Heartbeat(tmp_path):
+        assert [file.name for file in (tmp_path / FOLDER).iterdir()] == ["0.json"]
