@@ -76,19 +76,15 @@ def sync(path: str | os.PathLike[str]) -> None:
 
 def clear(path: pathlib.Path) -> None:
     """Removes the temporary files of `path` that killed processes left."""
-    _clear(path.parent, rf"\.{re.escape(path.name)}(\.\d+)?\.tmp")
+    clear_inside(path.parent, re.escape(path.name))
 
 
-def clear_inside(folder: pathlib.Path) -> None:
-    """Removes all temporary files in a folder that killed processes left."""
-    _clear(folder, r"\..+\.tmp")
-
-
-def _clear(folder: pathlib.Path, pattern: str) -> None:
+def clear_inside(folder: pathlib.Path, names: str) -> None:
+    """Removes the temporary files in a folder that killed processes left, of files whose names match a pattern."""
     if paths.is_remote(folder) or not folder.is_dir():  # stores have no temporary names
         return
     for name in os.listdir(folder):
-        if re.fullmatch(pattern, name, re.DOTALL) and not (folder / name).is_dir():
+        if re.fullmatch(rf"\.({names})(\.\d+)?\.tmp", name) and not (folder / name).is_dir():
             _remove_abandoned(folder / name)
 
 

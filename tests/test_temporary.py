@@ -33,7 +33,7 @@ def test_the_file_of_a_live_process_stays_until_it_is_killed(tmp_path: pathlib.P
         half = pathlib.Path(process.stdout.readline().strip())
         assert half.name == f".plan.json.{process.pid}.tmp"
         temporary.clear(path)
-        temporary.clear_inside(tmp_path)
+        temporary.clear_inside(tmp_path, r"\w+\.json")
         files.write_text(path, "ours")
         assert names(tmp_path) == sorted([half.name, "plan.json"])
     finally:
@@ -49,8 +49,8 @@ def test_a_write_removes_what_was_left_of_the_same_file_alone(tmp_path: pathlib.
         (tmp_path / name).write_text("half")
     files.write_text(tmp_path / "plan.json", "whole")
     assert names(tmp_path) == [".a.plan.json.17.tmp", ".plan.json", ".plan.json.x.tmp", "plan.json"]
-    temporary.clear_inside(tmp_path)
-    assert names(tmp_path) == [".plan.json", "plan.json"]
+    temporary.clear_inside(tmp_path, r"\w\.plan\.json")
+    assert names(tmp_path) == [".plan.json", ".plan.json.x.tmp", "plan.json"]
 
 
 def test_a_process_of_the_same_id_elsewhere_is_waited_for(tmp_path: pathlib.Path) -> None:
@@ -78,7 +78,7 @@ def test_without_locks_only_old_files_are_removed(tmp_path: pathlib.Path, monkey
     for name in (".a.1.tmp", ".b.2.tmp"):
         (tmp_path / name).write_text("half")
     os.utime(tmp_path / ".a.1.tmp", (1e9, 1e9))
-    temporary.clear_inside(tmp_path)
+    temporary.clear_inside(tmp_path, r"\w")
     assert names(tmp_path) == [".b.2.tmp"]
     files.write_text(tmp_path / "c", "whole")
     assert names(tmp_path) == [".b.2.tmp", "c"]

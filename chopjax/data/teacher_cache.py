@@ -11,6 +11,7 @@ path/SOURCE/heldout/                    likewise, of the held-out rows that eval
 import contextlib
 import dataclasses
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import SupportsIndex
 
@@ -139,7 +140,7 @@ def begin(folder: pathlib.Path, info: CacheInfo) -> bool:
     Raises:
         UserError: it holds targets of a cache that was begun otherwise.
     """
-    temporary.clear_inside(folder)
+    temporary.clear_inside(folder, rf"{re.escape(FILE)}|targets-\d+\.arrayrecord")
     found, _ = _read_info(folder)
     if is_whole(folder, info):
         return True

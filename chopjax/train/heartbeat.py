@@ -186,7 +186,7 @@ def _file(folder: pathlib.Path, process: int) -> pathlib.Path:
 
 def _remove_others(folder: pathlib.Path, processes: int) -> None:
     """Removes what killed processes left, and the beats of processes of an earlier start that there are no more."""
-    temporary.clear_inside(folder)
+    temporary.clear_inside(folder, r"\d+\.json")
     for file in folder.glob("*.json") if folder.is_dir() else ():
         if file.stem.isdigit() and int(file.stem) >= processes:
             file.unlink(missing_ok=True)

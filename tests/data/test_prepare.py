@@ -104,11 +104,16 @@ def test_done_once_and_new_weights_write_no_rows(corpus, tokenizer_folder, tmp_p
     out = tmp_path / "out"
     prepare(config_of(TextSource(path=one), TextSource(path=two)), tokenizer_folder, out)
     before = files_of(out)
+    for name in (".one.jsonl.old", ".two.jsonl.writing"):  # as a killed process leaves them
+        (out / name).mkdir()
+        (out / name / "half").write_text("half")
+    (out / ".manifest.json.17.tmp").write_text("{")
     said: list[str] = []
     config = config_of(TextSource(path=two, weight=3.0), TextSource(path=one))
     manifest = prepare(config, tokenizer_folder, out, say=said.append)
     assert said == [f"{name}.jsonl: rows are there already" for name in ("two", "one")]
     after = files_of(out)
+    assert sorted(entry.name for entry in out.iterdir()) == ["manifest.json", "one.jsonl", "two.jsonl"]
     assert {name for name in before if before[name] != after[name]} == {"manifest.json"}
     assert [(rows.folder.parent.name, weight) for rows, weight in manifest.mixture()] == [
         ("two.jsonl", 3.0),

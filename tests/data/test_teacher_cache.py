@@ -94,6 +94,10 @@ def test_rows_come_with_their_targets(rows, cache):
 def test_killed_while_anything_was_written_it_is_begun_or_continued(rows, tmp_path):
     info, folder = info_of(rows), tmp_path / "cache"
     folder.mkdir()
+    (folder / ".other.17.tmp").write_text("not ours")
+    with pytest.raises(UserError, match="holds something that is no teacher's cache"):
+        teacher_cache.begin(folder, info)
+    (folder / ".other.17.tmp").unlink()
     (folder / ".cache.json.17.tmp").write_text("{")
     assert not teacher_cache.begin(folder, info)
     assert [file.name for file in folder.iterdir()] == ["cache.json"]
