@@ -54,7 +54,8 @@ def run(
     Bad input, in the config or found later as a `UserError`, is one line on stderr and exit status 2, and so is what a
     folder or a disk refuses; an interruption from the keyboard is one line and 130; SIGTERM is one line and 0 (or
     `$CHOPJAX_PREEMPTED_STATUS`), once all is left so that the same command goes on; training that went wrong is one
-    line and 1; any other exception is a bug and keeps its traceback and status 1.
+    line and 1, and so is another process that is gone; any other exception is a bug and keeps its traceback and
+    status 1.
 
     Args:
         command: a module of `chopjax.commands`, imported after the config was read, or its `main` itself.
@@ -73,15 +74,19 @@ def run(
                 platforms.allow_pinned_memory()
                 main = _main_of(command) if isinstance(command, str) else command
             main(chosen, *options)
+            _leave()
     except (Exception, KeyboardInterrupt, Preempted) as error:
         if stop := _told(error):
             if said := "told to end (SIGTERM); the same command goes on" if stop.said is None else stop.said:
                 print(said, flush=True)
+            _leave()
             # Kubernetes takes a process that ended with 0 for done; tools/gke_xpk.sh asks for one that is restarted.
             sys.exit(int(os.environ.get("CHOPJAX_PREEMPTED_STATUS", "0")))
         if not (ending := _ending(error)):
+            _end_if_another_is_gone(error)
             raise
         print(ending[0], file=sys.stderr)
+        _leave(ending[0])
         sys.exit(ending[1])
 
 
@@ -94,6 +99,19 @@ def _told(error: BaseException | None) -> Preempted | None:
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None
+
+
+def _leave(line: str = "") -> None:
+    """Tells other processes, if there are any, that this one ends."""
+    if peers := sys.modules.get("chopjax.sharding.peers"):
+        peers.leave(line)
+
+
+def _end_if_another_is_gone(error: BaseException) -> None:
+    """Ends with one line and status 1 where an exchange failed because another process is gone."""
+    peers = sys.modules.get("chopjax.sharding.peers")
+    if peers and (line := peers.gone(error)):
+        peers.end(line)
 
 
 def _ending(error: BaseException) -> tuple[str, int] | None:

@@ -12,7 +12,7 @@ from chopjax.commands import cache_teacher, settings
 from chopjax.commands.phase import Phase
 from chopjax.commands.run import Run
 from chopjax.commands.settings import Settings
-from chopjax.commands.watch import Watch
+from chopjax.commands.watch import Watch, evaluation_missing
 from chopjax.data.batches import Batches
 from chopjax.distill.matching import Matching
 from chopjax.distill.objective import Models, of_model
@@ -42,7 +42,8 @@ def train_phase(
     run.check_mesh(phase.config)
     with checkpoints(run, phase, identity) as saved:
         restored = saved.resume(abstract(run, phase))
-        if restored and restored.step >= phase.until:
+        missing = restored is not None and evaluation_missing(run, phase, restored.step)
+        if restored and restored.step >= phase.until and not missing:
             return restored.state
         state = restored.state if restored else phase.begin(phase)
         done = int(state.step)
@@ -56,6 +57,7 @@ def train_phase(
         params = (load_teacher or run.load_teacher)() if phase.teacher == "beside" else None
         step = _compiled(run, phase, params)
         with Watch(run, phase, saved, batches, params, done) as watch:
+            watch.catch_up(state)
             before = _sampler(run, phase, state) if phase.on_policy.share else unchanged
             return train(step, state, params, batches, run.mesh, phase.until, watch.after, before)
 

@@ -18,13 +18,14 @@ from chopjax.evaluate.perplexity import Evaluation, evaluate_rows
 from chopjax.models.block import Masks
 from chopjax.models.config import ModelConfig
 from chopjax.sharding.mesh import place_batch
+from chopjax.sharding.processes import in_all
 from chopjax.train import preemption
 from chopjax.train.checkpoints import METRIC, Checkpoints
 from chopjax.train.flops import StepFlops, step_flops
 from chopjax.train.goodput import Goodput
 from chopjax.train.heartbeat import Heartbeat
 from chopjax.train.loop import due, to_host
-from chopjax.train.metrics import MetricsWriter, Tracker
+from chopjax.train.metrics import MetricsWriter, Tracker, read
 from chopjax.train.mfu import figures
 from chopjax.train.progress import Progress
 from chopjax.train.skipping import Steps
@@ -65,7 +66,7 @@ class Watch:
             limit=chosen.hang_seconds,
             end=chosen.hang_ends,
         )
-        self._unsaved = False
+        self._unsaved, self._done = False, done
         # The first rate holds the compilation too; a person wants to see that something goes on.
         self._clock, self._clocked = time.monotonic(), done
         # Since when steps alone took time; the first step compiles.
@@ -80,6 +81,23 @@ class Watch:
 
     def __exit__(self, *exception: Any) -> None:
         self._exits.__exit__(*exception)
+
+    def catch_up(self, state: TrainState) -> None:
+        """Makes the evaluation of the step that the run goes on from, if a signal cut it off.
+
+        Raises:
+            Preempted: the processes were told to end again; nothing is lost.
+        """
+        step = self._done
+        if not evaluation_missing(self._run, self._phase, step):
+            return
+        try:
+            figures = self._heldout(state)
+        except Preempted:  # at the same batch in all processes
+            self._stop(step)
+        self._metrics.amend(step, {"tokens": self._tokens(step)} | figures)
+        self._metrics.settle()
+        self._checkpoints.add_metrics(step, figures)
 
     def after(self, step: int, state: TrainState, metrics: Metrics) -> None:
         """Does what is due after a step. Its line is on disk before its checkpoint, so a resumed run finds it.
@@ -171,6 +189,16 @@ class Watch:
         self._heartbeat.alive()
         figures = {METRIC: found.nll, "heldout_perplexity": found.perplexity}
         return figures if found.kl is None else figures | {"heldout_kl": found.kl}
+
+
+def evaluation_missing(run: Run, phase: Phase, step: int) -> bool:
+    """Whether a checkpoint's step was to be evaluated and has no figures; the same in all processes."""
+    if not step or not due(step, run.settings.train.evaluate_every, phase.until):
+        return False
+    lines = read(run.workdir / phase.metrics / "metrics.jsonl") if run.writer else []
+    there = not run.writer or any(line["step"] == step and METRIC in line for line in lines)
+    # In this order: asking for the held-out rows opens their files.
+    return not in_all(there) and bool(run.student_data.heldout())
 
 
 def token_flops(run: Run, phase: Phase) -> StepFlops:

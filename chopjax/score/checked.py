@@ -20,7 +20,7 @@ def digests(arrays: Arrays, facts: object = None) -> dict[str, str]:
     """A digest of each array, and under the empty name that of JSON-able facts."""
     found = {"": _digest(json.dumps(facts, sort_keys=True).encode())}
     for name, array in arrays.items():
-        found[name] = _digest(f"{array.dtype}{list(array.shape)}".encode(), np.ascontiguousarray(array))
+        found[name] = _digest(f"{array.dtype}{list(array.shape)}".encode(), np.ascontiguousarray(array).data)
     return found
 
 
@@ -64,7 +64,7 @@ def load(path: str | os.PathLike[str], fix: str) -> dict[str, Shaped[np.ndarray,
     return arrays
 
 
-def _digest(*parts: bytes | Shaped[np.ndarray, "..."]) -> str:
+def _digest(*parts: bytes | memoryview) -> str:
     found = hashlib.blake2b(digest_size=8)
     for part in parts:
         found.update(part)

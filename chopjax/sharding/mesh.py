@@ -17,7 +17,7 @@ from chopjax.errors import UserError
 from chopjax.models.attention import Places
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import declare
-from chopjax.sharding import rules, torus
+from chopjax.sharding import peers, rules, torus
 from chopjax.sharding.attention import attention_on_mesh
 from chopjax.sharding.rows import local_rows, share_of
 from chopjax.sharding.rules import MESH_AXES, RULES, Kernel, MeshConfig, assign
@@ -41,21 +41,25 @@ def join_processes(config: MeshConfig) -> None:
     """Joins the processes of several hosts into one, where the config says that there are several.
 
     To be called before anything asks JAX for devices. JAX finds the others by itself on Cloud TPU, Slurm, Open MPI and
-    Kubernetes; elsewhere `jax.distributed.initialize` is to be called before, which this respects.
+    Kubernetes; elsewhere `jax.distributed.initialize` is to be called before, which this respects. From then on each
+    process watches the others (`sharding.peers`).
 
     Raises:
         UserError: JAX cannot find the others.
     """
-    if not config.distributed or jax.distributed.is_initialized():
-        return
+    silent = peers.SILENT
     try:
-        jax.distributed.initialize()
+        if config.distributed and not jax.distributed.is_initialized():
+            # Longer than JAX's default, so that a process that is only slow is not taken for gone.
+            silent = 90.0
+            jax.distributed.initialize(heartbeat_timeout_seconds=240)
     except (ValueError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"mesh.distributed is set, but JAX cannot join the other processes ({reason}); "
             "leave it out on a single host"
         ) from error
+    peers.watch(silent)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from chopjax import paths, records
+from chopjax import files, paths, records
 from chopjax.errors import UserError
+from chopjax.sharding.processes import in_all
 from chopjax.train import checkpoint_parts as parts
 from chopjax.train import digests, echoes, preemption
 
@@ -27,6 +26,7 @@ METRIC = "heldout_loss"
 NEWEST = 1  # format of a checkpoint, in its identity; absent for 1
 # In place of an array that is not to be read back.
 UNREAD = parts.UNREAD
+_METRICS = "metrics"  # Orbax's name of the part, and of the file in it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +141,16 @@ class Checkpoints:
             self._response = self._orbax.save_checkpointables_async(step, saved, metrics=measured or None)
 
     @preemption.unbroken()
+    def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds held-out figures to a checkpoint that was saved without them."""
+        self._finish()
+        file = self.folder / str(step) / _METRICS / _METRICS
+        if jax.process_index() == 0 and not file.exists():
+            files.write_text(file, json.dumps({name: float(value) for name, value in metrics.items()}))
+        in_all(True)  # so that all processes read them
+        self._orbax.reload()
+
+    @preemption.unbroken()
     def restore(self, abstract_state: Any, step: int | None = None) -> Restored | None:
         """Reads a checkpoint into the given shardings, which need not be those it was saved from.
 
@@ -182,7 +192,7 @@ class Checkpoints:
         damaged: list[tuple[int, str]] = []
         for step in sorted(self.steps, reverse=True):
             try:
-                restored = self._read(step, abstract_state)
+                restored = self.restore(abstract_state, step)
             except _Damaged as error:
                 damaged.append((step, error.reason))
                 continue
@@ -295,7 +305,7 @@ class Checkpoints:
             taken = len(list(aside.glob(f"{step}*")))
             paths.move(self.folder / str(step), aside / (f"{step}.{taken}" if taken else str(step)))
         self._say(f"{self.folder}/{step} cannot be read ({reason}); moved to {aside}, going on from step {instead}")
-        _all(True)  # so that all see it gone
+        in_all(True)  # so that all see it gone
         self._orbax.reload()
 
     def _read(self, step: int, abstract_state: Any) -> Restored:
@@ -309,7 +319,7 @@ class Checkpoints:
             found = self._parts(step, abstract_state)
         except _Damaged as caught:
             error = caught
-        if not _all(error is None) or found is None:
+        if not in_all(error is None) or found is None:
             raise error or self._damaged(step, "another process cannot read it")
         state, position, kept = found
         arrays = {name: leaf for name, leaf in parts.leaves(state).items() if leaf is not UNREAD}
@@ -394,13 +404,6 @@ class _Damaged(UserError):
 
 # What Orbax raises for files that are cut short, changed or gone.
 _DAMAGE = (ValueError, KeyError, TypeError, OSError)
-
-
-def _all(mine: bool) -> bool:
-    """Whether it is so in all processes, which all ask here."""
-    if jax.process_count() == 1:
-        return mine
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(mine))))
 
 
 def _reason(error: BaseException) -> str:

@@ -53,9 +53,12 @@ class MetricsWriter:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             keep_until(self._path, -1 if resumed_at is None else resumed_at)
             self._last = max((line["step"] for line in read(self._path)), default=-1)
-            remote = paths.is_remote(self._path)
-            # Open as long as the run.
-            self._file = _Object(self._path) if remote else open(self._path, "a", encoding="utf-8")  # noqa: SIM115
+            self._open()
+
+    def _open(self) -> None:
+        """Opens the file for as long as the run."""
+        remote = paths.is_remote(self._path)
+        self._file = _Object(self._path) if remote else open(self._path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line.
@@ -72,13 +75,32 @@ class MetricsWriter:
         if step <= self._last:
             raise ValueError(f"metrics of step {step} come after those of step {self._last}")
         self._last = step
-        plain = {name: _number(value) for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **plain}, allow_nan=False) + "\n")
+        plain = _plain(values)
+        self._file.write(_line(step, plain))
         self._file.flush()
         if not isinstance(self._file, _Object):
             os.fsync(self._file.fileno())
         for tracker in self._trackers:
             tracker.write(step, plain)
+
+    def amend(self, step: int, values: Mapping[str, Any]) -> None:
+        """Adds values to the last line, if it is of this step; otherwise appends a line, as `write` does.
+
+        Raises:
+            ValueError: a later step was written before.
+        """
+        if self._file is None or step != self._last:
+            self.write(step, values)
+            return
+        self.settle()
+        *before, last = read(self._path)
+        plain = {**last, **_plain(values)}
+        text = "".join(json.dumps(line) + "\n" for line in before) + _line(step, plain)
+        self._file.close()
+        files.write_text(self._path, text)
+        self._open()
+        for tracker in self._trackers:
+            tracker.write(step, _plain(values))
 
     def settle(self) -> None:
         """Returns when all lines are where they will be found; to be called before a checkpoint is saved.
@@ -176,6 +198,14 @@ def keep_until(path: str | os.PathLike[str], step: int) -> None:
     text = "".join(kept)
     if text.encode("utf-8") != path.read_bytes():  # of which what was cut short may be no text
         files.write_text(path, text)
+
+
+def _line(step: int, values: Mapping[str, Any]) -> str:
+    return json.dumps({"step": step, **values}, allow_nan=False) + "\n"
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, float | int | None]:
+    return {name: _number(value) for name, value in values.items()}
 
 
 def _number(value: Any) -> float | int | None:

@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import re
 import shutil
+import socket
 from signal import SIGTERM
 
 import pytest
@@ -84,3 +86,14 @@ def test_a_host_that_hangs_is_named(place: runs.Place, copied: pathlib.Path) -> 
     line = next(line for line in ended[0].stderr.splitlines() if line.startswith("no step has ended for "))
     assert "since step 4: process 1 on " in line and line.endswith("has begun step 4, others 5")
     assert "_settle" in (copied / "heartbeats" / "0.stacks.txt").read_text()
+
+
+def test_a_host_that_is_killed_is_named(place: runs.Place, copied: pathlib.Path) -> None:
+    ended = hosts.run(place, "heal", place.arguments(copied), 2, DEVICES // 2, {1: Death(STEP, 5)})
+    assert [one.status for one in ended] == [1, -9]
+    said = re.sub(r"for \d+ s", "for N s", ended[0].stderr.splitlines()[-1])
+    assert "Traceback" not in ended[0].stderr
+    assert said == (
+        f"error: process 1 on {socket.gethostname()} is gone: no sign of life for N s; start all processes again, and "
+        "the same command goes on from the newest checkpoint"
+    )

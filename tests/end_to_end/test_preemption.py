@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import signal
 
 from end_to_end import runs
@@ -33,11 +34,26 @@ def test_told_while_it_trains_and_while_it_exports(
     assert runs.contents(copied / "export") == runs.contents(whole / "export")
 
 
-def test_told_while_it_evaluates(place: runs.Place, copied: pathlib.Path) -> None:
-    said = told(place, copied, "chopjax.commands.run:Run.boundary", 2, "train.evaluate_every=4")
-    assert said == "train: told to end (SIGTERM); step 4 of 8 is saved, the same command goes on"
-    lines = runs.metrics(copied)
-    assert [line["step"] for line in lines] == [1, 2, 3, 4] and "heldout_loss" not in lines[-1]
+def figures(workdir: pathlib.Path, step: int) -> str:
+    return (workdir / "checkpoints" / str(step) / "metrics" / "metrics").read_text()
+
+
+def test_told_while_it_evaluates(
+    place: runs.Place, chopped: pathlib.Path, copied: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    settings = ("train.evaluate_every=4", "train.save_every=4", "train.log_every=3")
+    undisturbed = pathlib.Path(shutil.copytree(chopped, tmp_path / "undisturbed"))
+    runs.done(place, "heal", place.arguments(undisturbed, *settings))
+    boundary = "chopjax.commands.run:Run.boundary"
+    for at, step, lines in ((2, 4, [3]), (3, 4, [3]), (4, 8, [3, 4, 6, 8])):  # in the one made on resuming too
+        said = told(place, copied, boundary, at, *settings)
+        assert said == f"train: told to end (SIGTERM); step {step} of 8 is saved, the same command goes on"
+        assert [line["step"] for line in runs.metrics(copied)] == lines
+    assert "heldout_loss" not in runs.metrics(copied)[-1]
+    runs.done(place, "heal", place.arguments(copied, *settings))
+    assert runs.metrics(copied) == runs.metrics(undisturbed)
+    assert [figures(copied, step) for step in (4, 8)] == [figures(undisturbed, step) for step in (4, 8)]
+    assert runs.contents(copied / "export") == runs.contents(undisturbed / "export")
 
 
 def test_told_while_a_checkpoint_loads(place: runs.Place, copied: pathlib.Path) -> None:

@@ -152,6 +152,18 @@ def test_the_last_and_the_best_are_kept(tmp_path: pathlib.Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["5", "6"]
 
 
+def test_figures_may_come_after_the_save(tmp_path: pathlib.Path) -> None:
+    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+        for step, figures in ((1, {"heldout_loss": 0.5}), (2, None)):
+            checkpoints.save(step, {"x": jnp.zeros(2)}, {}, figures)
+        checkpoints.add_metrics(2, {"heldout_loss": 0.25})
+        assert checkpoints.best == 2
+        checkpoints.add_metrics(1, {"heldout_loss": 0.125})  # it has its own
+    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
+        assert checkpoints.best == 2
+        assert checkpoints.restore(wanted(x=((2,), jnp.float32))).step == 2
+
+
 def test_a_step_is_saved_once(tmp_path: pathlib.Path) -> None:
     with Checkpoints(tmp_path, IDENTITY) as checkpoints:
         checkpoints.save(4, {"x": jnp.zeros(2)}, {"row": 1})

@@ -41,6 +41,26 @@ def test_a_step_is_not_written_twice(tmp_path: pathlib.Path) -> None:
             writer.write(3, {})
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_values_may_come_after_the_line(remote: bool, tmp_path: pathlib.Path, cloud: Store, bucket: str) -> None:
+    folder = f"gs://{bucket}/run" if remote else tmp_path
+    with MetricsWriter(folder) as writer:
+        writer.write(1, {"loss": 1 / 3})
+        writer.write(2, {"tokens": 8, "loss": 0.1})
+    with MetricsWriter(folder, resumed_at=2) as writer:
+        writer.amend(2, {"tokens": 8, "heldout": np.float32(0.25)})
+        writer.amend(3, {"heldout": None})
+        writer.write(4, {})
+        with pytest.raises(ValueError, match="step 3 come after those of step 4"):
+            writer.amend(3, {})
+    assert (paths.make(folder) / "metrics.jsonl").read_text().splitlines() == [
+        json.dumps({"step": 1, "loss": 1 / 3}),
+        '{"step": 2, "tokens": 8, "loss": 0.1, "heldout": 0.25}',
+        '{"step": 3, "heldout": null}',
+        '{"step": 4}',
+    ]
+
+
 @settings(max_examples=20, deadline=None)
 @given(last=st.integers(0, 9), resumed=st.integers(0, 12), cut=st.integers(0, 30))
 def test_resuming_leaves_each_step_once(tmp_path_factory: Any, last: int, resumed: int, cut: int) -> None:
