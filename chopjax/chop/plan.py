@@ -15,6 +15,7 @@ from chopjax.chop.indices import whole_numbers
 from chopjax.errors import UserError
 
 FORMAT = 1
+MOST_LAYERS = 1 << 16  # plans and pages list every layer
 FIX = "make the plan again; one written by hand needs source.sizes and kept"
 
 
@@ -117,6 +118,9 @@ class Plan:
             edits = read_edits(found.edits)
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise UserError(f"plan.json: edits: {error!r:.80} is not known or missing; {FIX}") from error
+        if found.source.sizes.get("layers", 1) > MOST_LAYERS:
+            said = f"source.sizes.layers is {found.source.sizes['layers']}, not {MOST_LAYERS} or fewer"
+            raise UserError(f"plan.json: {said}; {FIX}")
         source, name, widths_by = dict(found.source.sizes), found.source.name, dict(found.widths_by)
         plan = cls(source, kept, reasons, name, edits, widths_by)
         check(plan)

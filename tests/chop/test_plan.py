@@ -68,6 +68,7 @@ def test_sizes_that_are_missing_or_unknown() -> None:
         ('{"source": {"sizes": {"layers": Infinity}}, "kept": {}}', "not valid JSON .Infinity is not a number"),
         ('{"source": {"sizes": {"layers": 1e400}}, "kept": {}}', "source.sizes.layers is inf, not a whole number"),
         ('{"source": {"sizes": {"layers": 1000000000000}}, "kept": {}}', "not a whole number from 1 to 2147483647"),
+        ('{"source": {"sizes": {"layers": 65537}}, "kept": {}}', "source.sizes.layers is 65537, not 65536 or fewer"),
         ('{"source": {"sizes": {}}, "kept": {}, "reasons": 5}', "reasons is 5, not an object"),
         ('{"source": {"sizes": {"layers": 3}}, "kept": {"layers": [0, true]}}', "kept.layers must hold whole numbers"),
         ('{"format": 2}', r": written by a newer chopjax \(format 2, this one reads up to 1\)"),
