@@ -16,7 +16,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test lint campaign gpu criteria healing clean
+.PHONY: help quickstart test lint campaign torture gpu criteria healing clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,11 @@ lint: $(VENV)/.test ## ruff and mypy only
 
 campaign: $(VENV)/.test ## the long randomised and full-size tests
 	$(BIN)/python -m pytest -m campaign
+
+# SEED=n, ONLY=fuzz,kills and CASE=fuzz:plan_json:12 choose; FULL=1 takes the full counts: docs/torture.md.
+torture: $(VENV)/.test ## kill, damage and starve chopjax for half an hour; repeat a finding with SEED and CASE
+	PYTHONPATH=.:tests $(BIN)/python -m torture $(if $(FULL),--size=full) $(if $(SEED),--seed=$(SEED)) \
+		$(if $(ONLY),--only=$(ONLY)) $(if $(CASE),--case=$(CASE))
 
 gpu: $(VENV)/.test ## the tests that need an NVIDIA GPU, then steps on it beside PyTorch's
 	$(PIP) --editable '.[cuda]'

@@ -20,7 +20,7 @@ from gcs import bucket, cloud  # noqa: E402, F401
 from smollm2 import smollm2_folder  # noqa: E402, F401
 
 # The rooms whose files take longest; begun first, so that all processes of `make test` end at about the same time.
-LONGEST = ("end_to_end", "aot", "notebooks")
+LONGEST = ("end_to_end", "torture", "aot", "notebooks")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,7 +7,39 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 
-from end_to_end.runs import Death, Ended, Place, _heal, _server
+from end_to_end.runs import Death, Ended, Place, Started, _heal, _server
+
+
+def start(
+    place: Place,
+    command: str,
+    arguments: Sequence[str],
+    processes: int,
+    devices: int,
+    deaths: Mapping[int, Death] | None = None,
+) -> list[Started]:
+    """`runs.start` in so many processes of so many devices; `deaths` are by process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for index in range(processes):
+        tag = os.urandom(4).hex()
+        files = (place.folder / f"{tag}.stdout", place.folder / f"{tag}.stderr")
+        joined = (port, processes, index)
+        arguments_of_main = (
+            command,
+            [*arguments, "--config.mesh.distributed"],
+            devices,
+            (deaths or {}).get(index),
+            place,
+            list(files),
+            joined,
+        )
+        process = _server().Process(target=_main, args=arguments_of_main)
+        process.start()
+        started.append(Started(process, files))
+    return started
 
 
 def run(
@@ -18,40 +50,19 @@ def run(
     devices: int,
     deaths: Mapping[int, Death] | None = None,
 ) -> list[Ended]:
-    """`runs.run` in so many processes of so many devices; `deaths` are by process.
+    """`start`, and waits for the end of all.
 
     A process that goes on when another has ended otherwise than with 0 is killed after a while.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    said, started = [], []
-    for index in range(processes):
-        said.append([place.folder / f"{os.urandom(4).hex()}.{name}" for name in ("stdout", "stderr")])
-        joined = (port, processes, index)
-        death = (deaths or {}).get(index)
-        arguments_of_main = (
-            command,
-            [*arguments, "--config.mesh.distributed"],
-            devices,
-            death,
-            place,
-            said[-1],
-            joined,
-        )
-        started.append(_server().Process(target=_main, args=arguments_of_main))
-        started[-1].start()
+    started = start(place, command, arguments, processes, devices, deaths)
     bad = False
-    for process in started:
-        process.join(timeout=10 if bad else 200)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-        bad = bad or process.exitcode != 0
-    return [
-        Ended(process.exitcode, *(file.read_text(encoding="utf-8") for file in files))
-        for process, files in zip(started, said, strict=True)
-    ]
+    for one in started:
+        one.process.join(timeout=10 if bad else 200)
+        if one.process.exitcode is None:
+            one.process.kill()
+            one.process.join()
+        bad = bad or one.process.exitcode != 0
+    return [one.wait() for one in started]
 
 
 def done(place: Place, command: str, arguments: Sequence[str], processes: int, devices: int) -> list[Ended]:

@@ -16,8 +16,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from data.conftest import SENTENCES, build_tokenizer
@@ -118,6 +118,27 @@ def model(folder: pathlib.Path, seed: int, config: ModelConfig = MODEL, **option
     return build_tokenizer(folder)
 
 
+def intercept(method: str, before: Callable[[], None]) -> None:
+    """Has `before` called ahead of every call of a method, such as `chopjax.module:Class.method`, in this process."""
+    module, _, path = method.partition(":")
+    owner, name = path.rpartition(".")[::2]
+    holder = functools.reduce(getattr, owner.split("."), importlib.import_module(module))
+    original = getattr(holder, name)
+
+    def intercepted(*args: Any, **kwargs: Any) -> Any:
+        before()
+        return original(*args, **kwargs)
+
+    setattr(holder, name, intercepted)
+
+
+class Prepared(Protocol):
+    """Is called in a process before its command begins."""
+
+    def prepare(self) -> None:
+        """Changes the process."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Death:
     """SIGKILL, or another signal, at the `call`-th call of a method; none if it is called less often.
@@ -140,12 +161,9 @@ class Death:
 
     def prepare(self) -> None:
         """Puts the trap in place, in this process."""
-        module, _, path = self.method.partition(":")
-        owner, name = path.rpartition(".")[::2]
-        holder = functools.reduce(getattr, owner.split("."), importlib.import_module(module))
-        whole, calls = getattr(holder, name), 0
+        calls = 0
 
-        def counted(*args: Any, **kwargs: Any) -> Any:
+        def count() -> None:
             nonlocal calls
             calls += 1
             time.sleep(self.slow if calls > self.call else 0.0)
@@ -156,9 +174,8 @@ class Death:
                     os.kill(os.getpid(), self.signal)
                 else:
                     threading.Thread(target=self._die, daemon=True).start()
-            return whole(*args, **kwargs)
 
-        setattr(holder, name, counted)
+        intercept(self.method, count)
 
     def _die(self) -> None:
         time.sleep(self.delay)
@@ -174,15 +191,40 @@ class Ended:
     stderr: str
 
 
-def run(place: Place, command: str, arguments: Sequence[str], devices: int = 1, death: Death | None = None) -> Ended:
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """A process that was started, and the files that its output goes to."""
+
+    process: Any
+    files: tuple[pathlib.Path, pathlib.Path]
+
+    def text(self) -> tuple[str, str]:
+        """What it has printed so far, and its errors."""
+        texts = [file.read_text(encoding="utf-8", errors="replace") if file.exists() else "" for file in self.files]
+        return texts[0], texts[1]
+
+    def wait(self, seconds: float = 300) -> Ended:
+        """Waits for its end."""
+        self.process.join(timeout=seconds)
+        assert self.process.exitcode is not None, "a run did not end"
+        return Ended(self.process.exitcode, *self.text())
+
+
+def start(
+    place: Place, command: str, arguments: Sequence[str], devices: int = 1, death: Prepared | None = None
+) -> Started:
     """`python -m chopjax.COMMAND ARGUMENTS` on so many CPU devices; `heal` trains and exports what
     was chopped, its teacher first where that is asked for, `states` see `_states`, `ahead` see `_ahead`."""
-    said = [place.folder / f"{os.urandom(4).hex()}.{name}" for name in ("stdout", "stderr")]
-    process = _server().Process(target=_main, args=(command, list(arguments), devices, death, place, said))
+    tag = os.urandom(4).hex()
+    files = (place.folder / f"{tag}.stdout", place.folder / f"{tag}.stderr")
+    process = _server().Process(target=_main, args=(command, list(arguments), devices, death, place, list(files)))
     process.start()
-    process.join(timeout=300)
-    assert process.exitcode is not None, "a run did not end"
-    return Ended(process.exitcode, *(file.read_text(encoding="utf-8") for file in said))
+    return Started(process, files)
+
+
+def run(place: Place, command: str, arguments: Sequence[str], devices: int = 1, death: Prepared | None = None) -> Ended:
+    """`start`, and waits for the end."""
+    return start(place, command, arguments, devices, death).wait()
 
 
 def done(place: Place, command: str, arguments: Sequence[str], devices: int = 1) -> Ended:
@@ -203,7 +245,7 @@ def _main(
     command: str,
     arguments: list[str],
     devices: int,
-    death: Death | None,
+    death: Prepared | None,
     place: Place,
     said: list[pathlib.Path],
 ) -> None:
