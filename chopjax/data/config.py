@@ -24,8 +24,9 @@ class TextSource:
     Attributes:
         path: a file, a folder (read recursively, in sorted order) or a glob.
         hub: id of a dataset on the Hugging Face hub, streamed (needs the package `datasets`).
-        format: `text` (one document per file), `jsonl`, `json` (a list of objects, or objects one after the other),
-            `parquet`, `arrayrecord` or `hub`; "" goes by the file names, and by the contents where they tell nothing.
+        format: `text` (one document per file, or several in a file above 1 GiB), `jsonl`, `json` (a list of objects, or
+            objects one after the other), `parquet`, `arrayrecord` or `hub`; "" goes by the file names, and by the
+            contents where they tell nothing.
         text_field: JSON field or column that holds the text.
         messages: JSON field or column that holds a conversation, a list of `{role, content}` or `{from, value}`; it
             takes the place of `text_field`, and only the assistant's answers are learnt. "" for plain text.
@@ -120,7 +121,8 @@ class DataConfig:
         sources: what to read; may be empty where `rows` names a folder prepared before.
         rows: folder of prepared rows; "" leaves the place to the command.
         length: tokens a row.
-        heldout_fraction: share of the documents, chosen by a hash of their text, that is never trained on.
+        heldout_fraction: share of the documents, chosen by a hash of their text, that is never trained on; where plain
+            text files are too few for that, the share at the end of each.
         add_bos: whether a document begins with the tokenizer's BOS; `auto`: where the tokenizer itself adds it.
         add_eos: whether a document ends with EOS; `auto`: where the tokenizer has one.
         eos_token: token to end documents with in place of the tokenizer's EOS. A chat tokenizer's EOS may end turns,

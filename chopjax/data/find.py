@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from chopjax import files, paths
 from chopjax.data.config import TextSource
 from chopjax.data.formats import AS_TEXT, FORMATS, format_of, name_of
+from chopjax.data.plain_text import LONGEST, PIECE
 from chopjax.data.streams import read_head
 from chopjax.errors import UserError
 
@@ -199,4 +200,7 @@ def source_digest(source: TextSource) -> str:
     else:
         kind, named = find_files(source)
         facts |= {"format": kind, "files": {name: files.fingerprint(path) for name, path in named}}
+        # Versions before the one that reads long files in pieces read each as one document.
+        if kind == "text" and any(paths.size(path) > LONGEST for _, path in named if not name_of(path).compression):
+            facts["piece"] = PIECE
     return files.digest(facts)

@@ -31,6 +31,7 @@ class Part:
         documents: documents of each split.
         template: of chats, the digest of what they were rendered with; "" for plain text.
         targets: of chats, tokens of each split that are to be predicted; empty for plain text, where all are.
+        divided: how many documents are divided by position, their end held out.
     """
 
     name: records.Name
@@ -42,6 +43,7 @@ class Part:
     documents: BySplit
     template: str = ""
     targets: BySplit = dataclasses.field(default_factory=dict)
+    divided: records.Count = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +92,9 @@ class Manifest:
             columns = [f"{part.tokens['train']:>14,}", f"{part.rows['train']:>9,}"]
             columns += [f"{part.tokens['heldout']:>16,}", f"{part.rows['heldout']:>9,}"]
             answers = f"  (in answers: {', '.join(f'{count:,}' for count in part.targets.values())})"
-            lines.append(f"{part.name:24} {weight:>8} {' '.join(columns)}{answers if part.targets else ''}")
+            documents = "one document" if part.divided == 1 else f"{part.divided} documents"
+            notes = f"{answers if part.targets else ''}{f'  ({documents}, end held out)' if part.divided else ''}"
+            lines.append(f"{part.name:24} {weight:>8} {' '.join(columns)}{notes}")
         return lines
 
 
@@ -99,7 +103,7 @@ def write_manifest(manifest: Manifest) -> None:
     value = dataclasses.asdict(dataclasses.replace(manifest, folder=pathlib.Path()))
     del value["folder"]
     for part in value["parts"]:
-        for name in ("template", "targets"):  # plain text has neither
+        for name in ("template", "targets", "divided"):  # most sources have none
             if not part[name]:
                 del part[name]
     files.write_json(manifest.folder / FILE, {"format": f"{KIND} {NEWEST}", **value})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Any, SupportsIndex, cast
 
 import numpy as np
@@ -20,12 +21,33 @@ def reached(mixture: Mixture, seed: int, first: int, last: int) -> list[Bool[np.
         UserError: see `chopjax.data.batches.mixture_dataset`.
     """
     found = [np.zeros(len(rows), bool) for rows, _ in mixture]
-    places = [(cast(Rows, _Places(part, rows.folder, rows.info)), w) for part, (rows, w) in enumerate(mixture)]
-    order: Any = mixture_dataset(places, seed)
-    for row in range(first, last):
-        part, index = order[row]
+    for part, index in _order(mixture, seed, first, last):
         found[part][index] = True
     return found
+
+
+def repeated(mixture: Mixture, seed: int, first: int, last: int, start: int = 0) -> list[int]:
+    """For each part how many of the global rows `first` to `last` - 1 hold a row that one from `start` on held already.
+
+    Parts are read at the pace of their weights, so a small one may repeat before the others were read once. No file is
+    read.
+
+    Raises:
+        UserError: see `chopjax.data.batches.mixture_dataset`.
+    """
+    counts = [0 for _ in mixture]
+    seen: set[tuple[int, int]] = set()
+    for row, place in enumerate(_order(mixture, seed, start, last), start):
+        counts[place[0]] += row >= first and place in seen
+        seen.add(place)
+    return counts
+
+
+def _order(mixture: Mixture, seed: int, first: int, last: int) -> Iterator[tuple[int, int]]:
+    """Part and row of each global row."""
+    parts = [(cast(Rows, _Places(part, rows.folder, rows.info)), w) for part, (rows, w) in enumerate(mixture)]
+    order: Any = mixture_dataset(parts, seed)
+    return (order[row] for row in range(first, last))
 
 
 @dataclasses.dataclass(frozen=True)

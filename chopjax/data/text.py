@@ -14,6 +14,7 @@ from chopjax import paths
 from chopjax.data.config import BESIDE, TextSource
 from chopjax.data.find import find_files
 from chopjax.data.json_text import json_lines, json_object, json_records
+from chopjax.data.plain_text import plain_text
 from chopjax.data.streams import open_bytes, reading
 from chopjax.errors import UserError
 
@@ -54,16 +55,7 @@ def records(source: TextSource) -> Iterator[Record]:
 
 def _text_file(path: pathlib.Path, source: TextSource) -> Iterator[Record]:
     with open_bytes(path) as file:
-        data = file.read()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: not UTF-8 (byte {error.start}); convert the file") from error
-    if (place := text.find("\0")) >= 0:
-        line = text.count("\n", 0, place) + 1
-        raise UserError(f"{path}, line {line}: holds a NUL character, so it is no plain text; leave it out")
-    yield str(path), text
+        yield from plain_text(path, file)
 
 
 def _json_lines(path: pathlib.Path, source: TextSource) -> Iterator[Record]:

@@ -204,6 +204,13 @@ def test_digests_of_earlier_versions_hold(tmp_path):
     assert source_digest(TextSource(path=str(tmp_path / "*.json"), format="jsonl")) == "efe9b331b5756544"
 
 
+def test_digest_of_a_file_that_is_read_in_pieces_is_another(tmp_path, monkeypatch):
+    source = TextSource(path=str(write(tmp_path, "a.txt") / "a.txt"))
+    before = source_digest(source)
+    monkeypatch.setattr("chopjax.data.find.LONGEST", 4)
+    assert source_digest(source) != before
+
+
 def test_digest_follows_how_the_text_is_read(tmp_path):
     path = str(write(tmp_path, "a.jsonl") / "a.jsonl")
     sources = [

@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,17 +9,15 @@ import sys
 import numpy as np
 import pytest
 import tokenizers
+from data.packed import config_of, texts_in
 
 from chopjax.data.config import DataConfig, TextSource
 from chopjax.data.manifest import open_prepared
 from chopjax.data.prepare import prepare, prepare_or_open
-from chopjax.data.rows import Rows
+from chopjax.data.rows import RowsWriter
 from chopjax.data.text import documents
 from chopjax.data.tokenize import load_tokenizer
 from chopjax.errors import UserError
-
-LENGTH = 37
-EOS = 1
 
 # Prepares a corpus and is killed at the row given.
 KILLED = """
@@ -37,19 +36,6 @@ rows.RowsWriter.write = dying
 config = DataConfig(sources=(TextSource(path=sys.argv[1], name="text"),), length=37, heldout_fraction=0.2)
 prepare.prepare(config, sys.argv[2], sys.argv[3])
 """
-
-
-def config_of(*sources: TextSource, **fields: object) -> DataConfig:
-    return DataConfig(**{"sources": sources, "length": LENGTH, "heldout_fraction": 0.2, **fields})
-
-
-def texts_in(rows: Rows, tokenizer_folder: pathlib.Path) -> list[str]:
-    """The documents that rows hold, put together again."""
-    core = tokenizers.Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
-    tokens = np.concatenate([np.zeros(0, np.int32), *(row["tokens"][row["segment_ids"] > 0] for row in rows)])
-    ends = np.flatnonzero(tokens == EOS)
-    assert len(tokens) == (ends[-1] + 1 if len(ends) else 0)
-    return [core.decode(part[:-1]) for part in np.split(tokens, ends + 1)[:-1]]
 
 
 def files_of(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
@@ -182,6 +168,64 @@ def test_bad_text_leaves_nothing(corpus, tokenizer_folder, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def appended(file: pathlib.Path) -> None:
+    with file.open("a") as opened:
+        opened.write(json.dumps({"text": "more"}) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("happens", "said"),
+    [
+        (
+            lambda folder, exam: appended(folder / "b.jsonl"),
+            "{folder}/b.jsonl: changed while it was read; run again when no other process writes to it",
+        ),
+        (
+            lambda folder, exam: (folder / "b.jsonl").write_text('{"text": '),  # also where that is an error by itself
+            "{folder}/b.jsonl: changed while it was read; run again when no other process writes to it",
+        ),
+        (
+            lambda folder, exam: shutil.copy(folder / "a.jsonl", folder / "c.jsonl"),
+            "data.sources: {folder}: files came or went while it was read; run again when no other process writes "
+            "there",
+        ),
+        (
+            lambda folder, exam: appended(exam),
+            "{exam}: changed while it was read; run again when no other process writes to it",
+        ),
+    ],
+    ids=["appended", "broken", "another", "heldout"],
+)
+def test_text_that_changes_while_it_is_read_is_refused_and_leaves_nothing(
+    corpus, tokenizer_folder, tmp_path, monkeypatch, happens, said
+):
+    folder, out = tmp_path / "text", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "b"):
+        corpus(40).rename(folder / f"{name}.jsonl")
+    exam = corpus(9, "exam.jsonl", start=20)
+    sources = TextSource(path=str(folder)), TextSource(path=str(exam), heldout=True)
+    write, left = RowsWriter.write, [5]
+
+    def changing(self: RowsWriter, *row: np.ndarray) -> None:
+        left[0] -= 1
+        if not left[0]:
+            happens(folder, exam)
+        write(self, *row)
+
+    monkeypatch.setattr(RowsWriter, "write", changing)
+    with pytest.raises(UserError) as caught:
+        prepare(config_of(*sources), tokenizer_folder, out)
+    assert str(caught.value) == said.format(folder=folder, exam=exam)
+    assert [entry.name for entry in out.iterdir()] == (["text"] if "exam" in said else [])
+    monkeypatch.undo()
+    shutil.copy(folder / "a.jsonl", folder / "b.jsonl")
+    assert (
+        prepare(config_of(*sources), tokenizer_folder, out).parts
+        == prepare(config_of(*sources), tokenizer_folder, tmp_path / "fresh").parts
+    )
+
+
 @pytest.mark.parametrize("row", [0, 17])
 def test_killed_while_writing_no_folder_is_left_and_the_next_run_is_clean(corpus, tokenizer_folder, tmp_path, row):
     path, out = corpus(60), tmp_path / "out"
@@ -206,12 +250,43 @@ def test_what_does_not_fit_the_model(corpus, tokenizer_folder, tmp_path):
         prepare(config_of(source), tokenizer_folder, out, vocab=99)
 
 
-def test_splits_that_came_out_empty(corpus, tokenizer_folder, tmp_path):
-    source = TextSource(path=str(corpus(3)), name="text")
-    with pytest.raises(UserError, match="data.heldout_fraction is 1e-06, but none of the 3 documents"):
-        prepare(config_of(source, heldout_fraction=1e-6), tokenizer_folder, tmp_path / "out")
-    with pytest.raises(UserError, match="text gives no row to train on .3 documents, all held out"):
-        prepare(config_of(source, heldout_fraction=1 - 1e-9), tokenizer_folder, tmp_path / "out")
+def test_splits_that_would_come_out_empty_are_refused_with_a_fraction_that_works(corpus, tokenizer_folder, tmp_path):
+    source, out = TextSource(path=str(corpus(3)), name="text"), tmp_path / "out"
+    with pytest.raises(UserError) as none:
+        prepare(config_of(source, heldout_fraction=1e-6), tokenizer_folder, out)
+    with pytest.raises(UserError) as all_of_them:
+        prepare(config_of(source, heldout_fraction=1 - 1e-9), tokenizer_folder, out)
+    assert str(none.value) == (
+        "data.heldout_fraction is 1e-06, but none of the 3 documents fell to the held-out rows; set it to 0.203, mark "
+        "a source as heldout, or set it to 0 for none"
+    )
+    assert str(all_of_them.value) == (
+        "data.sources: text gives no row to train on (3 documents, all held out by data.heldout_fraction = "
+        "0.999999999); set it to 0.63, or set it to 0 for none"
+    )
+    for share in (0.203, 0.63):
+        manifest = prepare(config_of(source, heldout_fraction=share), tokenizer_folder, out)
+        assert manifest.total("documents", "heldout") in (1, 2)
+
+
+def test_one_record_cannot_be_held_out_by_any_fraction(corpus, tokenizer_folder, tmp_path):
+    source, out = TextSource(path=str(corpus(1)), name="text"), tmp_path / "out"
+    for fraction, said in (
+        (1e-6, "but none of the 1 document fell"),
+        (1 - 1e-9, "no row to train on .1 document, all"),
+    ):
+        with pytest.raises(UserError, match=f"{said}.*; give more documents, .* set it to 0 for none"):
+            prepare(config_of(source, heldout_fraction=fraction), tokenizer_folder, out)
+    assert prepare(config_of(source, heldout_fraction=0), tokenizer_folder, out).total("documents", "train") == 1
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.2])
+def test_a_source_that_is_wholly_in_a_heldout_one_is_refused(corpus, tokenizer_folder, tmp_path, fraction):
+    path = str(corpus(5))
+    sources = TextSource(path=path, name="text"), TextSource(path=path, name="exam", heldout=True)
+    said = "text gives no row to train on .all its documents are in held-out sources too.; leave out one of the two"
+    with pytest.raises(UserError, match=said):
+        prepare(config_of(*sources, heldout_fraction=fraction), tokenizer_folder, tmp_path / "out")
 
 
 def test_sources_by_the_same_name(corpus, tokenizer_folder, tmp_path):

@@ -54,6 +54,30 @@ def test_json_lines(tmp_path):
     assert read(packed, text_field="body") == TEXTS
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_long_text_file_is_read_in_pieces(tmp_path, monkeypatch, suffix):
+    for name, value in {"LONGEST": 100, "PIECE": 40, "BLOCK": 7}.items():
+        monkeypatch.setattr(f"chopjax.data.plain_text.{name}", value)
+    paragraphs = [f"{number} größer, wüst: öde.\n\n" for number in range(9)]
+    texts = {
+        "paragraphs": paragraphs,
+        "lines": ["über eine Zeile, noch\n"] * 9,
+        "words": ["Überüberüberüberüber "] * 9,
+        "none": ["ü" * 20] * 9,
+        "odd": ["a" + "ü" * 19, *["ü" * 20] * 8],
+        "wide": ["🐟" * 10] * 9,
+        "short": ["ü" * 50],
+    }
+    for name, pieces in texts.items():
+        path = tmp_path / f"{name}.txt{suffix}"
+        data = "".join(pieces).encode()
+        path.write_bytes(gzip.compress(data) if suffix else data)
+        assert read(path) == pieces, name
+    path.write_bytes((gzip.compress if suffix else bytes)(b"line\n" * 30 + b"\xff"))
+    with pytest.raises(UserError, match="line 31: not UTF-8 .byte 150.; convert the file"):
+        read(path)
+
+
 def test_parquet_in_several_batches(tmp_path):
     path = tmp_path / "a.parquet"
     texts = [f"{text} {number}" for number in range(300) for text in TEXTS]
