@@ -8,6 +8,7 @@ from jaxtyping import Array, Int
 
 from chopjax.commands.run import Run
 from chopjax.data.batches import Batches, mixture_digest
+from chopjax.data.reached import repeated
 from chopjax.errors import UserError
 from chopjax.score.file import HALVES
 from chopjax.sharding.mesh import place_batch
@@ -25,6 +26,25 @@ def rows_read(run: Run, rows: int = 0, start: int = 0) -> int:
     if skip >= there:
         raise UserError(f"score.skip is {skip}, but the text has only {there} rows; skip fewer, or give more text")
     return min(rows or run.settings.score.rows, there - skip - start)
+
+
+def shortage(run: Run, rows: int = 0, start: int = 0) -> list[str]:
+    """A line where fewer rows are read than `score.rows` says, and one where some are read again; `rows` as above."""
+    chosen, mixture = run.settings.score, run.data.mixture()
+    count, first = rows_read(run, rows, start), chosen.skip + start
+    lines = []
+    if count < (rows or chosen.rows) and not start:
+        there = f"the text has only {count} rows{f' after score.skip = {chosen.skip}' * bool(chosen.skip)}"
+        lines.append(f"score.rows: {there}; {count} are read instead of {rows or chosen.rows}")
+    again = repeated(mixture, run.settings.seed, first, first + count, chosen.skip) if len(mixture) > 1 else []
+    for (part, _), number in zip(mixture, again, strict=False):
+        if number:
+            name = part.folder.parent.name
+            lines.append(
+                f"score.rows: {number} of the {count} rows that are read were read before, since {name} has only "
+                f"{len(part)} rows; give it more text, lower its weight, or lower score.rows"
+            )
+    return lines
 
 
 def said(run: Run, rows: int = 0) -> str:
@@ -47,6 +67,7 @@ def calibration(run: Run, rows: int = 0, start: int = 0) -> Iterator[Batch]:
     """
     batch, rows, first = run.settings.score.batch, rows_read(run, rows, start), run.settings.score.skip + start
     share = batch // run.share.count
+    run.say_once(("calibration", rows, start), lambda: shortage(run, rows, start))
     found = Batches(
         run.data.mixture(),
         batch,

@@ -55,6 +55,7 @@ def make(run: Run) -> None:
         refuse_edits(run.plan)
     inputs = {"source": run.source_print, "plan": run.stages.digest("plan")}
     if fit := refit.asked(run.plan):
+        refit.check_text(run, fit.rows)
         inputs |= {"calibration rows": calibration.said(run, fit.rows), "score.batch": str(run.settings.score.batch)}
     inputs["export.max_shard"] = str(run.settings.export.max_shard)
     run.stage(STAGE, inputs, functools.partial(_work, run))

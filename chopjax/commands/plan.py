@@ -41,6 +41,8 @@ def make(run: Run) -> None:
     """
     from chopjax.commands import dimchop  # which trains, and training asks this module what decides a plan
 
+    if run.settings.plan.refit and not run.settings.plan.file:
+        refit.check_text(run, run.settings.score.rows)
     needed = score.needed(run)
     if needed:
         score.make(run)

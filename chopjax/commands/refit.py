@@ -39,6 +39,20 @@ def check_rows(rows: int, batch: int) -> None:
         )
 
 
+def check_text(run: Run, rows: int) -> None:
+    """Refuses a text with too few rows for that, however many are asked for.
+
+    Raises:
+        UserError: says how many there are.
+    """
+    there, batch = calibration.rows_read(run, rows), run.settings.score.batch
+    if there < rows and there <= batch:
+        raise UserError(
+            f"plan.refit: the text has only {there} calibration rows, one batch of {batch}, which cannot be halved; "
+            "lower score.batch, or give more text"
+        )
+
+
 def make_student(run: Run, wanted: Refit, plain: pathlib.Path) -> None:
     """Fits the model in the folder `plain` and writes the result, dtype by dtype as that is, to `WORKDIR/student/`."""
     chopped = open_checkpoint(plain)

@@ -5,7 +5,7 @@ import fcntl
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -56,6 +56,7 @@ class Run:
             jax.config.update("jax_default_matmul_precision", "highest")
         self.workdir = paths.make(chosen.workdir)
         self.writer = jax.process_index() == 0
+        self._said: set[Hashable] = set()
         self.stages = Stages(self.workdir, writer=self.writer, barrier=self.barrier, defaults=settings.defaults())
 
     def begin(self) -> None:
@@ -81,6 +82,13 @@ class Run:
         """Prints a line, once for all processes."""
         if self.writer:
             print(line, flush=True)
+
+    def say_once(self, about: Hashable, lines: Callable[[], Iterable[str]]) -> None:
+        """Prints lines on a matter that comes up again and again, the first time; they are not made after that."""
+        if about not in self._said:
+            self._said.add(about)
+            for line in lines():
+                self.say(line)
 
     def barrier(self) -> None:
         """Waits until all processes have come here."""

@@ -13,7 +13,7 @@ from chopjax.commands.phase import Phase
 from chopjax.commands.run import Run
 from chopjax.commands.settings import Settings
 from chopjax.commands.watch import Watch, evaluation_missing
-from chopjax.data.batches import Batches
+from chopjax.data.batches import Batches, Mixture
 from chopjax.distill.matching import Matching
 from chopjax.distill.objective import Models, of_model
 from chopjax.distill.projections import init_projections
@@ -54,12 +54,25 @@ def train_phase(
             batches.set_state(restored.position)
         else:
             batches.seek(done * run.settings.train.batch)
+        for line in passes(run.student_data.mixture(), phase.until * run.settings.train.batch):
+            run.say(f"train: {line}")
         params = (load_teacher or run.load_teacher)() if phase.teacher == "beside" else None
         step = _compiled(run, phase, params)
         with Watch(run, phase, saved, batches, params, done) as watch:
             watch.catch_up(state)
             before = _sampler(run, phase, state) if phase.on_policy.share else unchanged
             return train(step, state, params, batches, run.mesh, phase.until, watch.after, before)
+
+
+def passes(mixture: Mixture, rows: int) -> list[str]:
+    """A line for each source that so many rows of the mixture read more than once."""
+    total = sum(weight for _, weight in mixture)
+    times = [(part, rows * weight / total / len(part)) for part, weight in mixture]
+    return [
+        f"{part.folder.parent.name} has {len(part):,} rows, each of which is read {count:.1f} times"
+        for part, count in times
+        if count > 1
+    ]
 
 
 def at_end(run: Run, phase: Phase, checkpoints: Checkpoints, whole: bool = False) -> TrainState:

@@ -78,4 +78,9 @@ def _batches(run: Run, fresh: bool) -> list[calibration.Batch]:
     if not fresh:
         return list(calibration.calibration(run, chosen.rows_for_losses))
     further = calibration.rows_read(run, start=chosen.rows) >= chosen.batch
+    if not further:
+        run.say(
+            "plan: warning: the text has no further rows, so criteria are compared on the rows that they were scored "
+            "on; give more text, or lower score.rows"
+        )
     return list(calibration.calibration(run, start=chosen.rows if further else 0))

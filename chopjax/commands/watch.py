@@ -228,6 +228,7 @@ def heldout(
     params = jax.tree.map(lambda p: p.astype(run.compute_dtype), params)
     share = {"process_index": run.share.index, "process_count": run.share.count}
     rows = cache_teacher.heldout(run) if cached else run.student_data.heldout()
+    run.say_once("evaluate.rows", lambda: shortage(chosen.rows, sum(map(len, rows.values()))))
     batches = one_pass(list(rows.values()), chosen.batch, limit=chosen.rows, **share)
 
     def placed() -> Iterator[dict[str, Any]]:
@@ -258,3 +259,8 @@ def _trackers(run: Run, phase: Phase, done: int) -> list[Tracker]:
         # Under the workdir's name: a teacher's folder has the same name in every run.
         trackers.append(WeightsAndBiases(chosen.wandb, run.workdir, run.settings.dotted(), phase.metrics))
     return trackers
+
+
+def shortage(asked: int, there: int) -> list[str]:
+    """A line where fewer held-out rows are there than `evaluate.rows` asks for."""
+    return [f"evaluate.rows: there are only {there} held-out rows; all are read instead of {asked}"] * (there < asked)

@@ -10,7 +10,8 @@ class ScoreConfig:
     """Forward passes over calibration text.
 
     Attributes:
-        rows: packed rows of calibration text to read, sources mixed by weight.
+        rows: packed rows of calibration text to read, sources mixed by weight. Where the text has fewer, or a small
+            source repeats, the log says so.
         skip: rows of the mixture to pass over first, so that several hosts can score different rows.
         loss_rows: the first so many of them on which losses without layers and trials of sizes are measured, each of
             which takes many passes; 0 for all.
