@@ -21,7 +21,7 @@ from chopjax.commands import programs, settings
 from chopjax.commands.settings import Settings
 from chopjax.commands.spread import check_batches
 from chopjax.commands.stages import Stage, Stages
-from chopjax.data.checks import check_tokenizers
+from chopjax.data.checks import check_tokenizers, first_difference
 from chopjax.data.config import DataConfig
 from chopjax.data.manifest import Manifest
 from chopjax.data.prepare import prepare_or_open
@@ -130,14 +130,14 @@ class Run:
         """The teacher: the source itself unless another is named.
 
         Raises:
-            UserError: its tokenizer is neither the source's nor one of which the source's was trimmed.
+            UserError: its tokenizer is neither the source's, nor the source's with further tokens.
         """
         if self.settings.teacher in ("", self.settings.source):
             return self.source
         teacher = open_checkpoint(self.settings.teacher)
-        digest = load_tokenizer(teacher.folder).digest
-        if digest != self.tokenizer.digest and shared_words(teacher.folder, self.source.folder) is None:
-            check_tokenizers(digest, self.tokenizer.digest)
+        its, ours = load_tokenizer(teacher.folder), self.tokenizer
+        if its.digest != ours.digest and shared_words(teacher.folder, self.source.folder) is None:
+            check_tokenizers(its.digest, ours.digest, difference=first_difference(its, ours))
         return teacher
 
     @functools.cached_property

@@ -1,5 +1,6 @@
 """Whether rows, tokenizers and models fit together; each misfit is one line that names the mend."""
 
+from chopjax.data.tokenize import Tokenizer
 from chopjax.errors import UserError
 
 
@@ -35,19 +36,33 @@ def check_vocab(max_token: int, vocab: int, where: str = "the rows") -> None:
         )
 
 
-def check_tokenizers(digest: str, other: str, what: str = "teacher and student") -> None:
+def check_tokenizers(digest: str, other: str, what: str = "teacher and student", difference: str = "") -> None:
     """Refuses to compare distributions over vocabularies that differ.
 
     Args:
         digest: `Tokenizer.digest` of the one, or `RowsInfo.tokenizer` of rows.
         other: of the other.
         what: the two, for the message.
+        difference: between the two, as `first_difference` has it; by default that of the digests.
 
     Raises:
         UserError: the digests differ.
     """
     if digest != other:
         raise UserError(
-            f"{what} have different tokenizers (digests {digest} and {other}); distillation needs one vocabulary: "
-            "choose a teacher of the same family, or prepare the rows with this model's tokenizer"
+            f"{what} have different tokenizers ({difference or f'digests {digest} and {other}'}); distillation needs "
+            "one vocabulary: choose a teacher of the same family, or prepare the rows with this model's tokenizer"
         )
+
+
+def first_difference(one: Tokenizer, other: Tokenizer, names: tuple[str, str] = ("teacher", "student")) -> str:
+    """The lowest id that two vocabularies spell otherwise, or that they differ in their merges alone."""
+    for number in range(max(one.vocab, other.vocab)):
+        spelled = [tokenizer.spelling(number) for tokenizer in (one, other)]
+        if spelled[0] != spelled[1]:
+            first, second = (
+                f"{'no token' if text is None else repr(text)} for the {name}"
+                for text, name in zip(spelled, names, strict=True)
+            )
+            return f"id {number} is {first} and {second}"
+    return "the same tokens, but other merges or scores"

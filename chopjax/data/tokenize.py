@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int, Int32
 
 from chopjax import files
 from chopjax.data.config import DataConfig
+from chopjax.data.pieces import convert
 from chopjax.data.special import content_of, special_settings
 from chopjax.errors import UserError
 
@@ -37,6 +38,7 @@ class Tokenizer:
         eos: id of the token that ends one.
         adds_bos: whether the tokenizer itself begins a sequence with BOS, which tells what the model was trained on.
         token_id: id of a token by its spelling, None where there is none.
+        spelling: of a token by its id, None where there is none.
         special: spellings of the special tokens, EOS with them.
     """
 
@@ -50,6 +52,7 @@ class Tokenizer:
     eos: int | None
     adds_bos: bool
     token_id: Callable[[str], int | None]
+    spelling: Callable[[int], str | None]
     special: frozenset[str]
 
 
@@ -76,23 +79,9 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
         except Exception as error:  # tokenizers raises bare Exception
             raise UserError(f"{file}: not a tokenizer that `tokenizers` can read ({error})") from error
     else:
-        core = _converted(folder)
+        core = convert(folder)
         raw = json.loads(core.to_str())
     return _from_core(core, raw, folder)
-
-
-def _converted(folder: pathlib.Path) -> tokenizers.Tokenizer:
-    """The `tokenizers` form of a folder that has only an older kind of tokenizer file."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; a tokenizer is read from a Hugging Face model folder")
-    import transformers
-
-    try:
-        loaded = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return loaded.backend_tokenizer
-    except Exception as error:  # a missing file shows as any of a dozen exceptions here
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder}: no tokenizer that can be read ({reason}); put its tokenizer.json there") from error
 
 
 def _from_core(core: tokenizers.Tokenizer, raw: dict[str, Any], folder: pathlib.Path) -> Tokenizer:
@@ -134,6 +123,7 @@ def _from_core(core: tokenizers.Tokenizer, raw: dict[str, Any], folder: pathlib.
         eos=eos,
         adds_bos=_adds_bos(core, bos, settings),
         token_id=core.token_to_id,
+        spelling=core.id_to_token,
         special=frozenset(special | ({spelled_eos} if spelled_eos else set())),
     )
 

@@ -76,13 +76,19 @@ def has_tokenizer(folder: str | Path) -> bool:
 
 
 def shared_words(whole: str | Path, part: str | Path) -> Int[np.ndarray, "kept"] | None:
-    """The ids that were kept when one folder's tokenizer was trimmed to another's; None if it was not, or lost none."""
+    """The ids of the tokens that both folders have, if one tokenizer is the other without some tokens.
+
+    One may have been trimmed to the other, or have added tokens more. None if it was not, or has no token more.
+    """
     found = [files.read_object(Path(folder) / TOKENIZER) for folder in (whole, part)]
     if not all(raw and (raw.get("model") or {}).get("type") in ("BPE", "Unigram") for raw in found):
         return None
     one, other = (raw for raw in found if raw)
-    kept = trimmed_from(one, other)
-    return None if kept is None or not trims(kept, read_vocabulary(one).size) else kept
+    try:
+        kept = trimmed_from(one, other)
+        return None if kept is None or not trims(kept, read_vocabulary(one).size) else kept
+    except UserError:  # a kind of vocabulary that is never trimmed, or an id that the smaller one lacks
+        return None
 
 
 def trimmed_from(whole: Mapping[str, Any], part: Mapping[str, Any]) -> Int[np.ndarray, "kept"] | None:
@@ -193,7 +199,8 @@ def _tokenizer(raw: Mapping[str, Any], renumber: Renumber) -> dict[str, Any]:
         model["vocab"] = [piece for number, piece in enumerate(model["vocab"]) if renumber(number) is not None]
         if model.get("unk_id") is not None:
             model["unk_id"] = renumber(model["unk_id"])
-    added = [{**token, "id": renumber(token["id"])} for token in raw.get("added_tokens") or []]
+    tokens = [{**token, "id": renumber(token["id"])} for token in raw.get("added_tokens") or []]
+    added = [token for token in tokens if token["id"] is not None]
     changed = {**raw, "model": model, "added_tokens": added}
     if raw.get("post_processor"):
         changed["post_processor"] = _post_processor(raw["post_processor"], renumber)
