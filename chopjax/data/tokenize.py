@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int, Int32
 from chopjax import files
 from chopjax.data.config import DataConfig
 from chopjax.data.pieces import convert
-from chopjax.data.special import content_of, special_settings
+from chopjax.data.special import add_tokens, content_of, special_settings
 from chopjax.errors import UserError
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
@@ -78,6 +78,7 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
             core = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises bare Exception
             raise UserError(f"{file}: not a tokenizer that `tokenizers` can read ({error})") from error
+        add_tokens(core, folder)
     else:
         core = convert(folder)
         raw = json.loads(core.to_str())
