@@ -127,8 +127,8 @@ def _rendered(
             errors.append(error)
             continue
         return Chat(checked_text(text, source.fields[0], where, source.setting), answers, tools="tools" in given)
-    error = errors[:2][-1]  # of the form that most templates take
-    raise UserError(f"{where}: {error}") from error
+    reason = errors[:2][-1]  # of the form that most templates take
+    raise UserError(f"{where}: {reason}") from reason
 
 
 def _check_none(text: str, messages: Sequence[Message], template: ChatTemplate, given: Mapping[str, Any]) -> None:

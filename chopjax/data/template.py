@@ -133,8 +133,8 @@ def _named(folder: pathlib.Path) -> dict[str, str]:
     if not found:
         value = (files.read_object(folder / "tokenizer_config.json") or {}).get("chat_template")
         entries = [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
-        found = {entry.get("name"): entry.get("template") for entry in entries} or {DEFAULT: value}
-    return {name: text for name, text in found.items() if isinstance(name, str) and isinstance(text, str) and text}
+        found = {str(entry.get("name")): entry.get("template") for entry in entries} or {DEFAULT: value}
+    return {name: text for name, text in found.items() if isinstance(text, str) and text}
 
 
 def _read(file: pathlib.Path) -> str:

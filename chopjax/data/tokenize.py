@@ -1,10 +1,11 @@
 """A tokenizer from a Hugging Face folder: text to token ids, and what begins and ends a document."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,9 +76,12 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
     if file.is_file():
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
-            core = tokenizers.Tokenizer.from_file(str(file))
+            with _no_panic(file):
+                core = tokenizers.Tokenizer.from_file(str(file))
+        except UserError:
+            raise
         except Exception as error:  # tokenizers raises bare Exception
-            raise UserError(f"{file}: not a tokenizer that `tokenizers` can read ({error})") from error
+            raise UserError(f"{file}: not a tokenizer that `tokenizers` can read ({_short(error)})") from error
         add_tokens(core, folder)
     else:
         core = convert(folder)
@@ -89,15 +93,21 @@ def _from_core(core: tokenizers.Tokenizer, raw: dict[str, Any], folder: pathlib.
     # A saved tokenizer may cut or pad every text to some length; rows need the whole text and nothing else.
     core.no_truncation()
     core.no_padding()
-    settings = special_settings(folder)
+    settings, file = special_settings(folder), folder / "tokenizer.json"
     bos = _special_id("bos_token", core, settings, folder)
     eos = _special_id("eos_token", core, settings, folder)
     tokens = core.get_vocab(with_added_tokens=True)
     if not tokens:
-        raise UserError(f"{folder / 'tokenizer.json'}: the vocabulary is empty")
+        raise UserError(f"{file}: the vocabulary is empty")
+    highest = max(tokens, key=tokens.__getitem__)
+    if tokens[highest] >= 16 * len(tokens) + (1 << 16):  # the library takes time and memory for each id in between
+        raise UserError(
+            f"{file}: token {highest[:40]!r} has id {tokens[highest]}, of {len(tokens)} tokens; correct the id"
+        )
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in core.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with _no_panic(file):
+            return [encoding.ids for encoding in core.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     @functools.cache
     def untrimmed() -> tokenizers.Tokenizer:
@@ -107,7 +117,8 @@ def _from_core(core: tokenizers.Tokenizer, raw: dict[str, Any], folder: pathlib.
         return copy
 
     def encode_offsets(texts: Sequence[str]) -> list[tuple[list[int], Offsets]]:
-        found = untrimmed().encode_batch(list(texts), add_special_tokens=False)
+        with _no_panic(file):
+            found = untrimmed().encode_batch(list(texts), add_special_tokens=False)
         return [(one.ids, np.array(one.offsets, np.int64).reshape(-1, 2)) for one in found]
 
     model = raw.get("model", {})
@@ -122,7 +133,7 @@ def _from_core(core: tokenizers.Tokenizer, raw: dict[str, Any], folder: pathlib.
         splitting=files.digest({key: raw.get(key) for key in ("normalizer", "pre_tokenizer")}),
         bos=bos,
         eos=eos,
-        adds_bos=_adds_bos(core, bos, settings),
+        adds_bos=_adds_bos(core, bos, settings, file),
         token_id=core.token_to_id,
         spelling=core.id_to_token,
         special=frozenset(special | ({spelled_eos} if spelled_eos else set())),
@@ -157,12 +168,30 @@ def _special_id(key: str, core: tokenizers.Tokenizer, settings: dict[str, Any], 
     return first
 
 
-def _adds_bos(core: tokenizers.Tokenizer, bos: int | None, settings: dict[str, Any]) -> bool:
+def _adds_bos(core: tokenizers.Tokenizer, bos: int | None, settings: dict[str, Any], file: pathlib.Path) -> bool:
     if bos is None:
         return False
     if isinstance(settings.get("add_bos_token"), bool):
         return settings["add_bos_token"]
-    return core.encode("a", add_special_tokens=True).ids[:1] == [bos]
+    with _no_panic(file):
+        return core.encode("a", add_special_tokens=True).ids[:1] == [bos]
+
+
+@contextlib.contextmanager
+def _no_panic(file: pathlib.Path) -> Iterator[None]:
+    """Turns a panic of the library, such as a regular expression without end, into bad input."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # which is no `Exception`, and can be imported from nowhere
+            raise
+        raise UserError(f"{file}: `tokenizers` fails with it ({_short(error)}); correct the file") from error
+
+
+def _short(error: BaseException) -> str:
+    """The first line of an error; some repeat the whole file."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 200 else f"{line[:200]}..."
 
 
 def document_bounds(tokenizer: Tokenizer, config: DataConfig) -> Bounds:

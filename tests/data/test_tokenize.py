@@ -162,3 +162,21 @@ def test_covered_by_hand():
     assert covered(offsets, [(1, 3), (9, 10)]).tolist() == [True, True, False, False, False, True]
     assert covered(offsets, [(5, 5), (2, 2)]).tolist() == [False] * 6
     assert covered(offsets, []).tolist() == [False] * 6
+
+
+def test_files_that_the_library_fails_with(tokenizer_with):
+    folder = tokenizer_with(adds_bos=True)
+    file = folder / "tokenizer.json"
+    raw = json.loads(file.read_text())
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    file.write_text(json.dumps({**raw, "pre_tokenizer": split}))
+    tokenizer = load_tokenizer(folder)
+    for encode in (tokenizer.encode, tokenizer.encode_offsets):
+        with pytest.raises(UserError, match="tokenizer.json: `tokenizers` fails with it .*; correct the file"):
+            encode(["a" * 40 + "!"])
+    file.write_text(json.dumps({**raw, "model": {**raw["model"], "vocab": {**raw["model"]["vocab"], "zzz": 10**9}}}))
+    with pytest.raises(UserError, match="tokenizer.json: token 'zzz' has id 1000000000, of 301 tokens; correct the id"):
+        load_tokenizer(folder)
+    file.write_text(json.dumps({**raw, "model": {"type": "x" * 1000}}))
+    with pytest.raises(UserError, match=r"tokenizer.json: not a tokenizer that `tokenizers` can read .{,220}$"):
+        load_tokenizer(folder)
