@@ -224,3 +224,19 @@ def test_a_trimmed_tokenizer_is_known_as_such(source: Path, tmp_path: Path) -> N
     put(folder, {"tokenizer.json": raw})
     assert shared_words(source, folder) is None
     assert trimmed.has_tokenizer(folder) and not trimmed.has_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_with_further_tokens_shares_the_others(source: Path, tmp_path: Path) -> None:
+    raw = read_tokenizer(source)
+    size = 1 + max(token["id"] for token in raw["added_tokens"])
+    more = {**raw["added_tokens"][0], "id": size, "content": "<|more|>"}
+    put(tmp_path, {"tokenizer.json": {**raw, "added_tokens": [*raw["added_tokens"], more]}})
+    found = shared_words(tmp_path, source)
+    assert found is not None and found.tolist() == list(range(size))
+    # Neither the other way round, nor where text is split otherwise, nor where the kind is one that is never trimmed.
+    assert shared_words(source, tmp_path) is None
+    put(tmp_path, {"tokenizer.json": {**raw, "added_tokens": [more], "normalizer": {"type": "Lowercase"}}})
+    assert shared_words(tmp_path, source) is None
+    model = {**raw["model"], "end_of_word_suffix": "</w>"}
+    put(tmp_path, {"tokenizer.json": {**raw, "model": model}})
+    assert shared_words(tmp_path, source) is None
