@@ -18,24 +18,19 @@ from typing import Any
 
 import numpy as np
 
-from chopjax import paths
+from chopjax import files, paths
 from chopjax.axes import flatten
 from chopjax.errors import UserError
 from chopjax.folders import sent, written_whole
 from chopjax.hf import safetensors
 from chopjax.hf.checkpoint import CONFIG, Checkpoint
 from chopjax.hf.families import Tensor, target_family
+from chopjax.hf.small_files import small_files
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import config_mismatch
 
 MAX_SHARD_BYTES = 5_000_000_000
-
-# What is taken over byte for byte from the source: tokenizer in any form, generation defaults, licence.
-COPIED = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
-    *("vocab.txt", "merges.txt", "*.model", "chat_template.*", "generation_config.json"),
-    *("LICENSE*", "NOTICE*", "USE_POLICY*"),
-)
+SETTINGS = "tokenizer_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,11 +174,19 @@ def plan_shards(tensors: Sequence[LazyTensor], max_shard_bytes: int) -> list[lis
 
 
 def copy_small_files(source: Path, target: Path, instead: Mapping[str, str | None]) -> None:
-    """Copies the files named in `COPIED` untouched, but for those whose contents are given in `instead`."""
-    for pattern in COPIED:
-        for file in source.glob(pattern):
-            if file.is_file() and file.name not in instead:
-                shutil.copyfile(file, target / file.name)
+    """Copies what `small_files` lists untouched, but for files whose contents are given in `instead`.
+
+    Code is not copied, so tokenizer_config.json names none.
+    """
+    for name, file in small_files(source).copied.items():
+        if name in instead:
+            continue
+        (target / name).parent.mkdir(exist_ok=True)
+        found = files.read_object(file) if name == SETTINGS else None
+        if found and found.pop("auto_map", None):
+            (target / name).write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        else:
+            shutil.copyfile(file, target / name)
     for name, text in instead.items():
         if text is not None:
             (target / name).write_text(text, encoding="utf-8")

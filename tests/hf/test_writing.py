@@ -54,21 +54,28 @@ def test_sharded_export_reads_back(tmp_path: Path) -> None:
 
 def test_other_files_and_config_keys_are_carried_over(tmp_path: Path) -> None:
     folder = plain_checkpoint(tmp_path / "source")
-    for name in ("tokenizer.json", "tokenizer.model", "generation_config.json", "LICENSE", "chat_template.jinja"):
+    (folder / "additional_chat_templates").mkdir()
+    tools = "additional_chat_templates/tool_use.jinja"
+    copied = ("tokenizer.json", "tokenizer.model", "LICENSE", "chat_template.jinja", "tokenizer.4.0.0.json", tools)
+    for name in copied:
         (folder / name).write_bytes(name.encode() + b"\r\n\xff")
-    (folder / "generation_config.json").write_bytes(b'{"temperature": 0.6}\r\n')
+    for name in ("generation_config.json", "processor_config.json", "chat_template.json"):
+        (folder / name).write_text('{"a":\t1}')
     for name in ("README.md", "training_args.bin", "trainer_state.json"):
         (folder / name).write_text("not carried over")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "x.Y"}, "my_key": [1, 2]}))
     source = open_checkpoint(folder)
     export_params(tmp_path / "export", random_params(SMALL), SMALL, source, card="the card")
-    found = {file.name for file in (tmp_path / "export").iterdir()}
+    export = tmp_path / "export"
+    found = {file.relative_to(export).as_posix() for file in export.rglob("*") if file.is_file()}
     assert found == {
-        *("tokenizer.json", "tokenizer.model", "generation_config.json", "LICENSE", "chat_template.jinja"),
+        *copied,
+        *("generation_config.json", "processor_config.json", "chat_template.json"),
         *("README.md", "config.json", "model.safetensors"),
     }
-    assert (tmp_path / "export" / "tokenizer.json").read_bytes() == b"tokenizer.json\r\n\xff"
+    assert all((export / name).read_bytes() == name.encode() + b"\r\n\xff" for name in copied)
+    assert (export / "generation_config.json").read_text() == '{"a":\t1}'
     assert (tmp_path / "export" / "README.md").read_text() == "the card"
     written = open_checkpoint(tmp_path / "export").raw_config
     assert written["my_key"] == [1, 2]
