@@ -15,6 +15,7 @@ from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
 from chopjax.errors import UserError
 from chopjax.hf.families import target_family
+from chopjax.hf.small_files import small_files
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import count
 from chopjax.report.words import ranges
@@ -136,6 +137,7 @@ def _sizes(wanted: PlanConfig) -> dict[str, int]:
 def _check(run: Run, plan: Plan) -> str | None:
     """Refuses a plan that cannot be followed; a note for the user if the student is of another family."""
     check_source(plan, run.source.config.sizes)
+    small_files(run.source.folder)
     vocabulary.check(run, plan)
     _check_edits(run, plan)
     student = chop_config(run.source.config, plan)

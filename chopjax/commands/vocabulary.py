@@ -13,7 +13,9 @@ from chopjax.commands.run import Run
 from chopjax.data.tokenize import load_tokenizer
 from chopjax.errors import UserError
 from chopjax.hf import trimmed
-from chopjax.hf.checkpoint import CONFIG, Checkpoint
+from chopjax.hf.checkpoint import Checkpoint
+from chopjax.hf.source_files import CONFIG
+from chopjax.hf.token_ids import check_padding, renumber_ids, renumbering
 from chopjax.hf.vocabulary import choose_words, trims
 
 
@@ -41,16 +43,20 @@ def trimming(source: Checkpoint, plan: Plan) -> Trimming:
     kept = plan.kept.get("vocab")
     if kept is None:
         return Trimming()
-    words = load_tokenizer(source.folder).vocab if trimmed.has_tokenizer(source.folder) else len(kept)
-    if not trims(kept, words):
-        return Trimming()
-    vocab = source.config.vocab
-    files = trimmed.rewrite_tokenizer(source.folder, kept, vocab)
-    renumber = trimmed.renumbering(kept, vocab)
+    folder, vocab = source.folder, source.config.vocab
+    words = load_tokenizer(folder).vocab if trimmed.has_tokenizer(folder) else len(kept)
+    renumber = renumbering(kept, vocab)
+    if not trims(kept, words):  # ids beyond the tokenizer's are named by other files all the same
+        return Trimming(trimmed.rewrite_ids(folder, renumber), lambda raw: renumber_ids(raw, renumber, CONFIG))
+    files = trimmed.rewrite_tokenizer(folder, kept, vocab)
     left_out = sorted(name for name, text in files.items() if text is None)
     notes = [f"the tokenizer has {len(kept):,} of the source's {words:,} tokens, with ids of their own"]
     notes += [f"{', '.join(left_out)} left out: it holds the source's ids"] if left_out else []
-    return Trimming(files, lambda raw: trimmed.renumber_ids(raw, renumber, CONFIG), tuple(notes))
+
+    def ids(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        return renumber_ids(raw, renumber, CONFIG) | source.family.assumed_ids(raw, renumber)
+
+    return Trimming(files, ids, tuple(notes))
 
 
 def kept_words(run: Run, counts: Int[np.ndarray, "vocab"], size: int) -> Int[np.ndarray, "kept"]:
@@ -97,7 +103,10 @@ def check(run: Run, plan: Plan) -> None:
             f"{run.source.folder}: the tokenizer has ids up to {words - 1}, but the model has only "
             f"{run.source.config.vocab} rows of vocabulary; take the tokens beyond out of tokenizer.json"
         )
-    if not trims(kept, words):
+    check_padding(run.source.raw_config, run.source.config.vocab, run.source.folder)
+    if kept is None or not trims(kept, words):
+        trimming(run.source, plan).ids(run.source.raw_config)
+        _check_unlisted(run, kept, words)
         return
     if run.settings.train.steps_before_chop:
         raise UserError(
@@ -113,5 +122,24 @@ def check(run: Run, plan: Plan) -> None:
             "plan.refit: the fit compares the chopped model with the source on the same tokens, which a trimmed "
             "vocabulary has not; trim it in one of two rounds, and refit in the other"
         )
-    change = trimming(run.source, plan)
-    change.ids(run.source.raw_config)
+    trimming(run.source, plan).ids(run.source.raw_config)
+    _check_unlisted(run, kept, len(kept))
+
+
+def _check_unlisted(run: Run, kept: Int[np.ndarray, "kept"] | None, tokens: int) -> None:
+    """Refuses a cut that leaves no rows for tokens that transformers adds to the tokenizer when it loads it.
+
+    Args:
+        run: its source's tokenizer settings may name tokens that its tokenizer.json lacks.
+        kept: rows of the vocabulary that stay.
+        tokens: how many of them the tokenizer.json of the student names.
+    """
+    if kept is None or not (unlisted := trimmed.unlisted(run.source.folder)):
+        return
+    had_rows = run.tokens + len(unlisted) <= run.source.config.vocab
+    if had_rows and tokens + len(unlisted) > len(kept):
+        raise UserError(
+            f"{run.source.folder}: the tokenizer's settings name {unlisted[0]!r}, which tokenizer.json lacks, so "
+            f"transformers gives it an id for which plan.vocab leaves no row; set plan.vocab to "
+            f"{run.tokens + len(unlisted)} or more, or save the tokenizer again with transformers, which adds it"
+        )

@@ -4,7 +4,7 @@ A word's new id is its place among the kept ids.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,17 @@ from jaxtyping import Int
 
 from chopjax import files
 from chopjax.errors import UserError
+from chopjax.hf.source_files import CONFIG, GENERATION_CONFIG
+from chopjax.hf.token_ids import FORBIDDEN, Renumber, new_ids, renumber_ids, renumbering
 from chopjax.hf.vocabulary import check_words, pair_of, read_vocabulary, trims
 
-TOKENIZER, SETTINGS, GENERATION, CONFIG = (
-    *("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"),
-)
+TOKENIZER, SETTINGS, ADDED = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 
-# Ids, or lists of ids, that must not be said: what is gone needs no forbidding.
-_FORBIDDEN = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
-
-# Vocabularies that cannot be written anew: SentencePiece models, and those of WordPiece.
-_LEFT_OUT = ("*.model", "vocab.txt")
-
-Renumber = Callable[[int], int | None]
+# Vocabularies that are not rewritten: SentencePiece models, those of WordPiece, tiktoken and Mistral, and a
+# tokenizer.json for other versions of transformers.
+_OTHER_FORMS = ("*.model", "vocab.txt")
+_LEFT_OUT = (*_OTHER_FORMS, "tokenizer.model.*", "tekken.json", "*.tiktoken", "tokenizer.*.json")
+_VERSIONS = "fast_tokenizer_files"  # in the settings: names of the last of them
 
 
 def rewrite_tokenizer(folder: str | Path, kept: Int[np.ndarray, "kept"], vocab: int) -> dict[str, str | None]:
@@ -56,23 +54,64 @@ def rewrite_tokenizer(folder: str | Path, kept: Int[np.ndarray, "kept"], vocab: 
     if raw:
         check_words(kept, raw)
         written[TOKENIZER] = _checked(_tokenizer(raw, renumber), raw, renumber)
-    rewritten: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-        SETTINGS: lambda found: _settings(found, renumber),
-        GENERATION: lambda found: renumber_ids(found, renumber, GENERATION),
-        "added_tokens.json": lambda found: _words(found, renumber),
-        "vocab.json": lambda found: _words(found, renumber),
-    }
-    for name, rewrite in rewritten.items():
-        if (found := files.read_object(folder / name)) is not None:
-            written[name] = _text(rewrite(found))
+    written |= rewrite_ids(folder, renumber, without=(_VERSIONS,))
+    if (found := files.read_object(folder / "vocab.json")) is not None:
+        written["vocab.json"] = _text(_words(found, renumber))
     if raw and (folder / "merges.txt").is_file():
         written["merges.txt"] = _merges_file((folder / "merges.txt").read_text(encoding="utf-8"), raw, renumber)
     return written | {file.name: None for pattern in _LEFT_OUT for file in folder.glob(pattern)}
 
 
+def rewrite_ids(folder: Path, renumber: Renumber, without: tuple[str, ...] = ()) -> dict[str, str | None]:
+    """The small files of `folder`, but for the vocabulary itself, in which the new ids change anything.
+
+    Args:
+        folder: Hugging Face folder.
+        renumber: from old to new ids.
+        without: keys of tokenizer_config.json that are left out.
+
+    Raises:
+        UserError: an id that a file names is gone.
+    """
+    rewritten: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+        SETTINGS: lambda found: _without(_settings(found, renumber), without),
+        GENERATION_CONFIG: lambda found: renumber_ids(found, renumber, GENERATION_CONFIG),
+        ADDED: lambda found: _words(found, renumber),
+    }
+    written: dict[str, str | None] = {}
+    for name, rewrite in rewritten.items():
+        found = files.read_object(folder / name)
+        if found is not None and (changed := rewrite(found)) != found:
+            written[name] = _text(changed)
+    return written
+
+
+def unlisted(folder: str | Path) -> list[str]:
+    """Tokens that the settings name and `tokenizer.json` lacks; transformers gives them the next ids."""
+    folder = Path(folder)
+    raw = files.read_object(folder / TOKENIZER)
+    if raw is None or (raw.get("model") or {}).get("type") not in ("BPE", "Unigram"):
+        return []
+    listed = read_vocabulary(raw).ids
+    return [token for token in dict.fromkeys(_special_tokens(folder)) if token not in listed]
+
+
+def _special_tokens(folder: Path) -> Iterator[str]:
+    """The spellings of all tokens that settings name."""
+    named = (files.read_object(folder / "special_tokens_map.json") or {}) | (files.read_object(folder / SETTINGS) or {})
+    values = [value for key, value in named.items() if key.endswith("_token")]
+    for key in ("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder"):
+        more = named.get(key) or []
+        values += more.values() if isinstance(more, dict) else more
+    for value in values:
+        text = value.get("content") if isinstance(value, dict) else value
+        if isinstance(text, str):
+            yield text
+
+
 def has_tokenizer(folder: str | Path) -> bool:
     """Whether a folder holds a tokenizer in any form."""
-    return any(file.is_file() for name in (TOKENIZER, "vocab.json", *_LEFT_OUT) for file in Path(folder).glob(name))
+    return any(file.is_file() for name in (TOKENIZER, "vocab.json", *_OTHER_FORMS) for file in Path(folder).glob(name))
 
 
 def shared_words(whole: str | Path, part: str | Path) -> Int[np.ndarray, "kept"] | None:
@@ -108,31 +147,6 @@ def trimmed_from(whole: Mapping[str, Any], part: Mapping[str, Any]) -> Int[np.nd
     return kept if same and all(made.get(key) == part.get(key) for key in ("normalizer", "pre_tokenizer")) else None
 
 
-def renumbering(kept: Int[np.ndarray, "kept"], vocab: int) -> Renumber:
-    """A function from old to new ids: None for one that is gone; ids outside of the table stay as they are."""
-    new = {old: number for number, old in enumerate(kept.tolist())}
-    return lambda number: new.get(number) if 0 <= number < vocab else number
-
-
-def renumber_ids(found: Mapping[str, Any], renumber: Renumber, file: str) -> dict[str, Any]:
-    """A config.json or generation_config.json with new ids.
-
-    Raises:
-        UserError: an id that it names is gone.
-    """
-    changed = dict(found)
-    for key, value in found.items():
-        if key.endswith(("_token_id", "_token_ids")) or key == "force_words_ids":
-            changed[key] = _ids(value, renumber, f"{file}: {key}")
-        elif key in _FORBIDDEN and isinstance(value, list):
-            changed[key] = [_ids(entry, renumber, file) for entry in value if _all_stay(entry, renumber)]
-        elif key == "forced_decoder_ids" and isinstance(value, list):
-            changed[key] = [[place, _ids(number, renumber, f"{file}: {key}")] for place, number in value]
-        elif key == "sequence_bias" and isinstance(value, list):
-            changed[key] = [[_ids(row, renumber, f"{file}: {key}"), bias] for row, bias in value]
-    return changed
-
-
 def named_ids(folder: str | Path, vocab: int) -> set[int]:
     """Ids below `vocab` that the configs of a folder name, which a trimmed vocabulary has to keep."""
     folder = Path(folder)
@@ -143,16 +157,13 @@ def named_ids(folder: str | Path, vocab: int) -> set[int]:
             named.add(number)
         return number
 
-    for name in (CONFIG, GENERATION):
+    for name in (CONFIG, GENERATION_CONFIG):
         found = files.read_object(folder / name) or {}
-        renumber_ids({key: value for key, value in found.items() if key not in _FORBIDDEN}, note, name)
+        renumber_ids({key: value for key, value in found.items() if key not in FORBIDDEN}, note, name)
     settings = files.read_object(folder / SETTINGS) or {}
     _settings(settings, note)
     ids = read_vocabulary(read_tokenizer(folder)).ids
-    for key, value in settings.items():
-        text = value.get("content") if isinstance(value, dict) else value
-        if key.endswith("_token") and isinstance(text, str) and text in ids:
-            note(ids[text])
+    named.update(ids[token] for token in _special_tokens(folder) if ids.get(token, vocab) < vocab)
     return named
 
 
@@ -166,22 +177,6 @@ def read_tokenizer(folder: str | Path) -> dict[str, Any]:
     if raw is None:
         raise UserError(f"{folder}: has no tokenizer.json, which is what can be trimmed; save one with transformers")
     return raw
-
-
-def _ids(value: Any, renumber: Renumber, where: str) -> Any:
-    """An id, or lists of them, in new numbers; whatever else stays."""
-    if isinstance(value, list):
-        return [_ids(one, renumber, where) for one in value]
-    if not isinstance(value, int) or isinstance(value, bool):
-        return value
-    number = renumber(value)
-    if number is None:
-        raise UserError(f"{where} names id {value}, which the plan does not keep; add it to kept.vocab")
-    return number
-
-
-def _all_stay(entry: Any, renumber: Renumber) -> bool:
-    return all(renumber(number) is not None for number in (entry if isinstance(entry, list) else [entry]))
 
 
 def _words(found: Mapping[str, Any], renumber: Renumber) -> dict[str, int]:
@@ -205,7 +200,7 @@ def _tokenizer(raw: Mapping[str, Any], renumber: Renumber) -> dict[str, Any]:
     if raw.get("post_processor"):
         changed["post_processor"] = _post_processor(raw["post_processor"], renumber)
     if raw.get("padding"):
-        changed["padding"] = {**raw["padding"], "pad_id": _ids(raw["padding"]["pad_id"], renumber, TOKENIZER)}
+        changed["padding"] = {**raw["padding"], "pad_id": new_ids(raw["padding"]["pad_id"], renumber, TOKENIZER)}
     return changed
 
 
@@ -221,12 +216,12 @@ def _post_processor(part: Mapping[str, Any], renumber: Renumber) -> dict[str, An
         changed["processors"] = [_post_processor(inner, renumber) for inner in part["processors"]]
     if "special_tokens" in part:
         changed["special_tokens"] = {
-            name: {**token, "ids": _ids(token["ids"], renumber, where)}
+            name: {**token, "ids": new_ids(token["ids"], renumber, where)}
             for name, token in part["special_tokens"].items()
         }
     for key in ("sep", "cls"):  # of RobertaProcessing and BertProcessing: [token, id]
         if key in part:
-            changed[key] = _ids(part[key], renumber, where)
+            changed[key] = new_ids(part[key], renumber, where)
     return changed
 
 
@@ -235,9 +230,13 @@ def _settings(found: Mapping[str, Any], renumber: Renumber) -> dict[str, Any]:
     if "added_tokens_decoder" in found:
         where = f"{SETTINGS}: added_tokens_decoder"
         changed["added_tokens_decoder"] = {
-            str(_ids(int(number), renumber, where)): token for number, token in found["added_tokens_decoder"].items()
+            str(new_ids(int(number), renumber, where)): token for number, token in found["added_tokens_decoder"].items()
         }
     return changed
+
+
+def _without(found: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key not in keys}
 
 
 def _merges_file(text: str, raw: Mapping[str, Any], renumber: Renumber) -> str:

@@ -12,7 +12,8 @@ from hf.tokenizers_under_test import byte_level, sentencepiece_bpe
 from chopjax.data.tokenize import load_tokenizer
 from chopjax.errors import UserError
 from chopjax.hf import trimmed
-from chopjax.hf.trimmed import named_ids, read_tokenizer, renumber_ids, renumbering, rewrite_tokenizer, shared_words
+from chopjax.hf.token_ids import renumber_ids, renumbering
+from chopjax.hf.trimmed import named_ids, read_tokenizer, rewrite_tokenizer, shared_words
 from chopjax.hf.vocabulary import choose_words, read_vocabulary
 
 VOCAB = 335  # rows of the model: five beyond the 330 tokens that it begins with, of which one is an added token
@@ -166,6 +167,9 @@ KEPT = np.array([0, 2, 5, 6])
         ({"forced_decoder_ids": [[1, 5], [2, 6]]}, {"forced_decoder_ids": [[1, 2], [2, 3]]}),
         ({"sequence_bias": [[[5, 6], -1.5]]}, {"sequence_bias": [[[2, 3], -1.5]]}),
         ({"force_words_ids": [[[5], [6]]]}, {"force_words_ids": [[[2], [3]]]}),
+        ({"bad_words_ids": [[1], [3, 4]], "suppress_tokens": []}, {"suppress_tokens": []}),
+        ({"text_config": {"pad_token_id": 6, "layers": 6}}, {"text_config": {"pad_token_id": 3, "layers": 6}}),
+        ({"image_token_index": 5, "other_index": 5}, {"image_token_index": 2, "other_index": 5}),
     ],
 )
 def test_ids_of_configs(before: dict, after: dict) -> None:
@@ -175,7 +179,7 @@ def test_ids_of_configs(before: dict, after: dict) -> None:
 @pytest.mark.parametrize("value", [{"eos_token_id": [2, 3]}, {"decoder_start_token_id": 7}])
 def test_an_id_that_is_gone(value: dict) -> None:
     with pytest.raises(
-        UserError, match=r"config.json: \w+ names id [37], which the plan does not keep; add it to kept"
+        UserError, match=r"config.json: \w+ names id [37], which the plan does not keep; set plan.vocab to [48] or more"
     ):
         renumber_ids(value, renumbering(KEPT, 8), "config.json")
 

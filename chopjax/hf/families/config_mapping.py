@@ -24,10 +24,18 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "relu2": "relu2",
 }
 
-# Not carried over from the source's config.json: what is written anew if the target family has it at all, and facts
-# about a particular file or run (`auto_map` names code, and none is run).
+# Version of transformers for which config.json is written: the oldest that the tests ran with.
+_VERSION = "5.23.0"
+
+# Model types whose `transformers_version` tells transformers whether their tokenizer has a fault of older versions. A
+# model that was of such a type keeps the version of its tokenizer; another that is written as one must not look old.
+_TOKENIZER_BY_VERSION = ("mistral",)
+
+# Not carried over from the source's config.json: what the target family writes itself if it has it at all, and facts
+# about a particular file or run (`auto_map` names code, and none is run). Names with a leading underscore are such too.
 _DROPPED = (
-    *("_name_or_path", "auto_map", "configuration_files", "torch_dtype", "dtype", "quantization_config"),
+    *("auto_map", "configuration_files", "torch_dtype", "dtype", "quantization_config", "compression_config"),
+    *("pruned_heads", "no_rope_layers", "no_rope_layer_interval", "layers_block_type"),
     *("attention_bias", "mlp_bias", "pretraining_tp", "rms_norm_eps", "norm_eps"),
     *("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
     *ROPE_KEYS,
@@ -102,7 +110,9 @@ def config_to_hf(
     reason = misfit(family, config)
     if reason is not None:
         raise UserError(f"stock transformers cannot load this as {family.architecture}: it {reason}")
-    kept = {key: value for key, value in raw.items() if key not in _DROPPED}
+    kept = {key: value for key, value in raw.items() if key not in _DROPPED and not key.startswith("_")}
+    if raw.get("model_type") not in _TOKENIZER_BY_VERSION:
+        kept["transformers_version"] = _VERSION
     written = {
         "architectures": [family.architecture],
         "model_type": family.model_type,

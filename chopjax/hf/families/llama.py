@@ -51,4 +51,5 @@ LLAMA = Family(
     embed_divides=True,
     stand_in="mistral",
     defaults={"hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "initializer_range": 0.02},
+    token_ids={"bos_token_id": 1, "eos_token_id": 2},
 )

@@ -16,4 +16,5 @@ MISTRAL = Family(
         "initializer_range": 0.02,
         "sliding_window": 4096,
     },
+    token_ids={"bos_token_id": 1, "eos_token_id": 2},
 )

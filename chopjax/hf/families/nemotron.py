@@ -19,4 +19,5 @@ NEMOTRON = Family(
         "norm_eps": 1e-5,
         "initializer_range": 0.0134,
     },
+    token_ids={"bos_token_id": 2, "eos_token_id": 3},
 )

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -117,6 +117,7 @@ class Family:
         head_dim_note: what to tell a user whose `head_dim` is not hidden size over heads; None where it is honoured
             everywhere.
         defaults: what the config class assumes where config.json is silent.
+        token_ids: token ids that the config class assumes where config.json is silent.
         useless: patterns of tensor names that hold no parameter.
     """
 
@@ -124,6 +125,7 @@ class Family:
     architecture: str
     rules: Mapping[str, Rule]
     defaults: Mapping[str, Any]
+    token_ids: Mapping[str, int] = dataclasses.field(default_factory=dict)
     norm: Norm = "rms"
     norm_eps_key: str = "rms_norm_eps"
     gated: bool = True
@@ -165,6 +167,10 @@ class Family:
     def config_to_hf(self, config: ModelConfig, raw: Mapping[str, Any], dtype: str | None = None) -> dict[str, Any]:
         """See `config_mapping.config_to_hf`. Keys that mean something only to the source's family are dropped."""
         return config_mapping.config_to_hf(self, config, raw, dtype)
+
+    def assumed_ids(self, raw: Mapping[str, Any], renumber: Callable[[int], int | None]) -> dict[str, int | None]:
+        """The assumed ids that config.json does not state, in new numbers; None for an id that is gone."""
+        return {key: renumber(number) for key, number in self.token_ids.items() if key not in raw}
 
     def misfit(self, config: ModelConfig) -> str | None:
         """See `config_mapping.misfit`."""
