@@ -12,6 +12,7 @@ import jax
 
 from chopjax import files, records
 from chopjax.commands import score
+from chopjax.commands.ends import end_tokens
 from chopjax.commands.run import Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
@@ -110,8 +111,8 @@ def _work(run: Run) -> None:
     evaluations: dict[str, dict[str, Any]] = {}
     samples = [{"prompt": prompt} for prompt in run.settings.evaluate.prompts]
     for name, checkpoint in _models(run).items():
-        evaluations[name], texts = _evaluated(run, name, checkpoint, teacher)
-        for sample, text in zip(samples, texts, strict=True):
+        evaluations[name], written = _evaluated(run, name, checkpoint, teacher)
+        for sample, text in zip(samples, written, strict=True):
             sample[name] = text
     if run.writer:
         finite = {name: {key: _finite(value) for key, value in found.items()} for name, found in evaluations.items()}
@@ -131,7 +132,7 @@ def _evaluated(
     figures = dataclasses.asdict(found)
     if run.settings.evaluate.window:
         figures["rolling_perplexity"] = _rolling(run, config, params).perplexity
-    return figures | {"choices": _accuracies(run, config, params)}, _texts(run, config, params)
+    return figures | {"choices": _accuracies(run, config, params)}, texts(run, config, params)
 
 
 def _finite(value: Any) -> Any:
@@ -202,10 +203,11 @@ def _prompts(run: Run, tokenizer: Tokenizer) -> list[list[int]]:
     return [before + ids for ids in tokenizer.encode(run.settings.evaluate.prompts)]
 
 
-def _texts(run: Run, config: ModelConfig, params: dict[str, Any]) -> list[str]:
+def texts(run: Run, config: ModelConfig, params: dict[str, Any]) -> list[str]:
+    """What a model adds to each of `evaluate.prompts`, up to the first token that ends a text."""
     chosen, tokenizer = run.settings.evaluate, run.student_tokenizer
     prompts = _prompts(run, tokenizer)
-    ends = () if tokenizer.eos is None else (tokenizer.eos,)
+    ends = end_tokens(run)
     key = jax.random.key(run.settings.seed)
     said = generate(config, params, prompts, chosen.new_tokens, chosen.temperature, key, ends)
     return [tokenizer.decode([token for token in tokens if token not in ends]) for tokens in said]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from chopjax.chop.dimchop import DimChop
 from chopjax.commands import cache_teacher, settings
+from chopjax.commands.ends import end_tokens
 from chopjax.commands.phase import Phase
 from chopjax.commands.run import Run
 from chopjax.commands.settings import Settings
@@ -229,7 +230,7 @@ def _sampler(run: Run, phase: Phase, state: TrainState) -> Before:
         constrain=run.constrain,
         compute_dtype=run.settings.train.compute_dtype,
         vocab_tokens=run.student_tokenizer.vocab,
-        eos=_ends(run),
+        eos=end_tokens(run),
     )
 
     def before(done: int, state: TrainState, batch: dict[str, Any]) -> dict[str, Any]:
@@ -239,13 +240,6 @@ def _sampler(run: Run, phase: Phase, state: TrainState) -> Before:
         return {"targets": jnp.ones_like(batch["tokens"], bool)} | batch
 
     return before
-
-
-def _ends(run: Run) -> tuple[int, ...]:
-    """The tokens that end a text: the tokenizer's own, and the one that documents were given."""
-    tokenizer, chosen = run.student_tokenizer, run.settings.data.eos_token
-    ids = {tokenizer.eos, tokenizer.token_id(chosen) if chosen else None}
-    return tuple(sorted(token for token in ids if token is not None))
 
 
 def _batches(run: Run, phase: Phase) -> Batches:
