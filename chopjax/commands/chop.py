@@ -4,7 +4,10 @@ Only a refit, where the plan lists one, needs devices: it reads the plain chop a
 """
 
 import functools
+import importlib.util
+import json
 import pathlib
+import tempfile
 
 import numpy as np
 
@@ -17,11 +20,15 @@ from chopjax.commands import plan as planning
 from chopjax.commands.run import STUDENT, Run, begin
 from chopjax.commands.settings import Settings
 from chopjax.commands.stages import Stage
+from chopjax.errors import UserError
+from chopjax.hf import stock
 from chopjax.hf.card import model_card
 from chopjax.hf.checkpoint import Checkpoint
 from chopjax.hf.families import Tensor, target_family
 from chopjax.hf.reading import read_leaf
-from chopjax.hf.writing import LazyTensor, export_dtype, write_checkpoint
+from chopjax.hf.small_files import small_files
+from chopjax.hf.source_files import CONFIG
+from chopjax.hf.writing import LazyTensor, copy_small_files, export_dtype, write_checkpoint
 
 STAGE = Stage("chop", (STUDENT,))
 # Tensors in memory at one time, each made by a thread: turning them round takes longer than the disk does.
@@ -61,6 +68,30 @@ def make(run: Run) -> None:
     run.stage(STAGE, inputs, functools.partial(_work, run))
 
 
+def check_readable(run: Run) -> None:
+    """Refuses, before anything slow, a student that stock `transformers` would not read: all of it but its weights.
+
+    Raises:
+        UserError: names the file, and what transformers says of it.
+    """
+    source, plan = run.source, planning.foreseen(run)
+    if not run.writer or importlib.util.find_spec("transformers") is None:
+        return
+    config = chop_config(source.config, plan)
+    family, words = target_family(source.family, config)[0], vocabulary.trimming(source, plan)
+    raw = words.ids(family.config_to_hf(config, source.raw_config, source.dtype))
+    with tempfile.TemporaryDirectory(prefix="chopjax-") as name:
+        folder = pathlib.Path(name)
+        (folder / CONFIG).write_text(json.dumps(raw), encoding="utf-8")
+        copy_small_files(source.folder, folder, words.files)
+        for finding in stock.findings(folder, config.vocab):
+            if finding.severity == "error":
+                raise UserError(
+                    f"{source.folder}: {finding.subject} would be exported as it is, but {finding.message}; correct it "
+                    "there"
+                )
+
+
 def _work(run: Run) -> None:
     fit = refit.asked(run.plan)
     folder = run.workdir / (refit.PLAIN if fit else STUDENT)
@@ -68,6 +99,8 @@ def _work(run: Run) -> None:
         if fit:
             paths.remove(folder)
         chop_files(run.source, run.plan, folder, run.settings.export.max_shard)
+        for line in small_files(run.source.folder).left_out:
+            run.say(f"chop: {line}")
     if fit:
         run.barrier()
         refit.make_student(run, fit, folder)

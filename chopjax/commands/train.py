@@ -67,5 +67,6 @@ def _check(run: Run) -> None:
     plan.check(run)
     heal.check(run)
     evaluate.check(run)
+    chop.check_readable(run)
     made = (plan.STAGE, chop.STAGE, evaluate.STAGE, report.STAGE)
     run.stages.refuse_foreign(*([score.STAGE] if score.needed(run) else []), *made)

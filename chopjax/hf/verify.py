@@ -1,45 +1,30 @@
 """Checks of a finished folder: would a stock reader load it, and is what it holds sound?"""
 
-import dataclasses
 import importlib.util
 import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from chopjax import paths
+from chopjax import files, paths
 from chopjax.errors import UserError
-from chopjax.hf import safetensors
-from chopjax.hf.checkpoint import Checkpoint, open_checkpoint, read_config
+from chopjax.hf import safetensors, stock
+from chopjax.hf.checkpoint import Checkpoint, open_checkpoint
+from chopjax.hf.findings import Finding, first_line
+from chopjax.hf.small_files import small_files
+from chopjax.hf.source_files import CONFIG, GENERATION_CONFIG, read_config
+from chopjax.hf.token_ids import check_padding, named_in
 
 TOKENIZER = "tokenizer.json"
 _OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt")
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """Something to know about a folder.
-
-    Attributes:
-        severity: "error" if a reader would fail or be wrong, "warning" otherwise.
-        subject: the file, tensor or config key.
-        message: what is the matter, and the mend.
-    """
-
-    severity: Literal["error", "warning"]
-    subject: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.severity}: {self.subject}: {self.message}"
-
-
 def verify_folder(folder: str | Path, contents: bool = True) -> list[Finding]:
     """All findings about a folder in Hugging Face format; none means that all is well.
 
-    Looks at shards and index, names and shapes against config.json, config.json itself (with transformers' own reader
-    too, where that is installed), the tokenizer, dtypes, and NaN or infinity in every tensor.
+    Looks at shards and index, names and shapes against config.json, the small files (also as transformers reads them,
+    and builds the model where PyTorch is installed), dtypes, and NaN or infinity in every tensor.
 
     Args:
         contents: whether tensors are read at all.
@@ -51,7 +36,8 @@ def verify_folder(folder: str | Path, contents: bool = True) -> list[Finding]:
         return [Finding("error", folder.name, str(error)), *_partial_findings(folder)]
     checks = [
         _config(checkpoint.raw_config, checkpoint),
-        _stock_config(checkpoint.folder),
+        _small_files(checkpoint),
+        _stock(checkpoint.folder, checkpoint.config.vocab),
         _tokenizer(checkpoint.folder, checkpoint.config.vocab),
         _dtypes(checkpoint),
         _leftovers(folder),
@@ -80,25 +66,29 @@ def _config(raw: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[Finding]
     stated = raw.get("dtype", raw.get("torch_dtype"))
     if stated is not None and stated != checkpoint.dtype:
         yield Finding("warning", "dtype", f"config.json says {stated}, most weights are {checkpoint.dtype}")
-    for key in sorted(key for key in raw if key.endswith("_token_id")):
-        ids = raw[key] if isinstance(raw[key], list) else [raw[key]]
-        if any(isinstance(number, int) and not 0 <= number < config.vocab for number in ids):
-            yield Finding("warning", key, f"{raw[key]} lies outside of the vocabulary of {config.vocab}")
-
-
-def _stock_config(folder: Path) -> Iterator[Finding]:
-    if importlib.util.find_spec("transformers") is None:
-        return
-    from transformers import AutoConfig
-
     try:
-        read = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever it raises is the finding
-        yield Finding("error", "config.json", f"transformers does not read it: {_first_line(error)}")
+        check_padding(raw, config.vocab, checkpoint.folder)
+    except UserError as error:
+        yield Finding("error", "pad_token_id", str(error))
+
+
+def _stock(folder: Path, vocab: int) -> list[Finding]:
+    return [] if importlib.util.find_spec("transformers") is None else stock.findings(folder, vocab)
+
+
+def _small_files(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Broken files and links that lead out of the folder; ids in them that the vocabulary has not."""
+    try:
+        small_files(checkpoint.folder)
+        generation = files.read_object(checkpoint.folder / GENERATION_CONFIG) or {}
+    except UserError as error:
+        yield Finding("error", checkpoint.folder.name, str(error))
         return
-    types = getattr(read, "layer_types", None)
-    if types is not None and len(types) != read.num_hidden_layers:
-        yield Finding("error", "layer_types", f"has {len(types)} entries for {read.num_hidden_layers} layers")
+    vocab = checkpoint.config.vocab
+    for file, found in ((CONFIG, checkpoint.raw_config), (GENERATION_CONFIG, generation)):
+        for where, number in named_in(found, file):
+            if not 0 <= number < vocab:
+                yield Finding("warning", where, f"{number} lies outside of the vocabulary of {vocab}")
 
 
 def _tokenizer(folder: Path, vocab: int) -> Iterator[Finding]:
@@ -113,7 +103,7 @@ def _tokenizer(folder: Path, vocab: int) -> Iterator[Finding]:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception
-        yield Finding("error", TOKENIZER, f"does not load: {_first_line(error)}")
+        yield Finding("error", TOKENIZER, f"does not load: {first_line(error)}")
         return
     size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if size > vocab:
@@ -144,7 +134,3 @@ def _not_finite(checkpoint: Checkpoint) -> Iterator[Finding]:
         with safetensors.opened(entry.file) as source:
             if not all(safetensors.all_finite(block) for _, block in safetensors.read_rows(source, entry)):
                 yield Finding("error", name, "holds NaN or infinity")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

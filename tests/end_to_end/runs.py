@@ -237,7 +237,8 @@ def done(place: Place, command: str, arguments: Sequence[str], devices: int = 1)
 @functools.cache
 def _server() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["chopjax.commands.train", "chopjax.commands.prepare_data", "transformers"])
+    models = "transformers.models.llama.modeling_llama"  # with torch, where that is installed
+    context.set_forkserver_preload(["chopjax.commands.train", "chopjax.commands.prepare_data", "transformers", models])
     return context
 
 

@@ -126,6 +126,37 @@ def teacher_of_few_words(folder: pathlib.Path, place: runs.Place) -> list[str]:
     return [f"teacher={folder}/teacher"]
 
 
+def padding_id(number: int, *overrides: str) -> Spoil:
+    def spoil(folder: pathlib.Path, place: runs.Place) -> list[str]:
+        edit(shutil.copytree(place.source, folder / "model"), pad_token_id=number)
+        return [f"source={folder}/model", *overrides]
+
+    return spoil
+
+
+def unlisted_token(folder: pathlib.Path, place: runs.Place) -> list[str]:
+    file = shutil.copytree(place.source, folder / "model") / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": "[PAD]"}))
+    return [f"source={folder}/model", "plan.vocab=300"]
+
+
+def broken_generation_config(folder: pathlib.Path, place: runs.Place) -> list[str]:
+    (shutil.copytree(place.source, folder / "model") / "generation_config.json").write_text("{")
+    return [f"source={folder}/model"]
+
+
+def tokenizer_behind_a_link(folder: pathlib.Path, place: runs.Place) -> list[str]:
+    file = shutil.copytree(place.source, folder / "model") / "tokenizer.json"
+    file.rename(folder / "elsewhere.json")
+    file.symlink_to(folder / "elsewhere.json")
+    return [f"source={folder}/model"]
+
+
+def unread_config(folder: pathlib.Path, place: runs.Place) -> list[str]:
+    edit(shutil.copytree(place.source, folder / "model"), attention_dropout="much")
+    return [f"source={folder}/model"]
+
+
 def giving(*overrides: str) -> Spoil:
     return lambda folder, place: list(overrides)
 
@@ -152,6 +183,21 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "window": (giving("evaluate.window=65"), "evaluate.window is 65, but the model has only 64 positions"),
     "foreign export": (foreign_export, "/mine is there, but was not made by export of this run; move it away"),
     "tokens beyond the vocabulary": (more_tokens, "has ids up to 319, but the model has only 307 rows"),
+    "padding id that is cut": (
+        padding_id(305, "plan.vocab=304"),
+        "config.json: pad_token_id names id 305, which the plan does not keep; set plan.vocab to 306 or more",
+    ),
+    "padding id beyond the vocabulary": (
+        padding_id(307),
+        "config.json: pad_token_id is 307, but the vocabulary has 307",
+    ),
+    "token without a row": (unlisted_token, "the tokenizer's settings name '[PAD]', which tokenizer.json lacks"),
+    "broken generation config": (broken_generation_config, "generation_config.json: not valid JSON"),
+    "tokenizer behind a link": (tokenizer_behind_a_link, "/model/tokenizer.json: a link to "),
+    "config that transformers refuses": (
+        unread_config,
+        "config.json would be exported as it is, but transformers does not read it: Validation error for field 'atten",
+    ),
     "more than all tokens": (giving("loss.top_k=308"), "loss.top_k is 308, but the tokenizer has "),
     "mesh": (giving("mesh.tensor=2"), "do not make up the 1 devices"),
     "attention of GPUs": (

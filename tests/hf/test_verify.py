@@ -69,8 +69,8 @@ def test_truncated(folder: Path) -> None:
 
 
 def test_config_that_says_something_else(folder: Path) -> None:
-    edit_config(folder, dtype="bfloat16", torch_dtype="bfloat16", pad_token_id=67)
-    assert findings(folder) == {("warning", "dtype"), ("warning", "pad_token_id")}
+    edit_config(folder, dtype="bfloat16", torch_dtype="bfloat16", eos_token_id=[2, 67])
+    assert findings(folder) == {("warning", "dtype"), ("warning", "config.json: eos_token_id")}
 
 
 def test_config_that_stock_transformers_refuses(tmp_path: Path) -> None:
