@@ -30,7 +30,8 @@ def reading(path: pathlib.Path) -> Iterator[None]:
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{path}: the compressed file is damaged or ends too early; copy it again") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error}); repair or remove the file") from error
+        reason = " ".join(str(error).split())  # pyarrow's have lines
+        raise UserError(f"{path}: cannot be read ({reason}); repair or remove the file") from error
 
 
 def open_bytes(path: pathlib.Path) -> IO[bytes]:

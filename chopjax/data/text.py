@@ -78,7 +78,10 @@ def _value(record: Mapping[str, Any], source: TextSource, where: str) -> Any:
             setting = (
                 f"{source.setting}, or messages for conversations" if chat and not source.chats else source.setting
             )
-            raise UserError(f"{where}: no field {field!r}; there are {there}; set {setting}")
+            # Beside data there are often files about it, such as dataset_infos.json.
+            alone = source.hub or where.startswith(f"{source.path}, ")
+            advice = setting if alone else f"{setting}, or leave the file out with a glob"
+            raise UserError(f"{where}: no field {field!r}; there are {there}; set {advice}")
     return record if source.chats else record[source.fields[0]]
 
 

@@ -138,6 +138,21 @@ def test_json_errors_name_the_line_and_record(tmp_path, content, said):
         read(tmp_path / "a.json")
 
 
+def test_a_file_about_the_data_is_named_and_can_be_left_out(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_infos.json").write_text('{"default": {"features": {}}}')
+    (tmp_path / "data" / "train-0.json").write_text(json.dumps([{"text": TEXTS[0]}]))
+    with pytest.raises(UserError) as caught:
+        read(tmp_path / "data")
+    assert str(caught.value) == (
+        f"{tmp_path}/data/dataset_infos.json, line 1, record 1: no field 'text'; there are default; set text_field, or "
+        "leave the file out with a glob"
+    )
+    assert read(tmp_path / "data" / "train*") == TEXTS[:1]
+    with pytest.raises(UserError, match="there are default; set text_field$"):
+        read(tmp_path / "data" / "dataset_infos.json")
+
+
 def test_advice_for_json_in_a_file_of_json_lines_works(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps([{"text": text} for text in TEXTS], indent=2))
     with pytest.raises(UserError, match="a.jsonl, line 1: not valid JSON .*; for a JSON list, .* set format='json'"):
@@ -250,7 +265,12 @@ def test_parquet_errors(tmp_path):
         read(path)
     with pytest.raises(UserError, match="a.parquet, row 1: field 'n' is int"):
         read(path, text_field="n")
-    path.write_bytes(path.read_bytes()[:-9])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40] + b"\xff" * 24 + whole[-16:])
+    with pytest.raises(UserError, match=r"^.*a.parquet: cannot be read .Couldn't deserialize thrift.*$") as caught:
+        read(path, text_field="body")
+    assert "\n" not in str(caught.value)
+    path.write_bytes(whole[:-9])
     with pytest.raises(UserError, match="a.parquet: not a whole Parquet file"):
         read(path, text_field="body")
 
