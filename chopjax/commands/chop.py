@@ -8,6 +8,8 @@ import importlib.util
 import json
 import pathlib
 import tempfile
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -24,11 +26,13 @@ from chopjax.errors import UserError
 from chopjax.hf import stock
 from chopjax.hf.card import model_card
 from chopjax.hf.checkpoint import Checkpoint
-from chopjax.hf.families import Tensor, target_family
+from chopjax.hf.families import Family, Tensor, target_family
 from chopjax.hf.reading import read_leaf
 from chopjax.hf.small_files import small_files
 from chopjax.hf.source_files import CONFIG
+from chopjax.hf.token_ids import padding_beyond, with_usable_padding
 from chopjax.hf.writing import LazyTensor, copy_small_files, export_dtype, write_checkpoint
+from chopjax.models.config import ModelConfig
 
 STAGE = Stage("chop", (STUDENT,))
 # Tensors in memory at one time, each made by a thread: turning them round takes longer than the disk does.
@@ -79,7 +83,7 @@ def check_readable(run: Run) -> None:
         return
     config = chop_config(source.config, plan)
     family, words = target_family(source.family, config)[0], vocabulary.trimming(source, plan)
-    raw = words.ids(family.config_to_hf(config, source.raw_config, source.dtype))
+    raw = _config(source, family, config, words)
     with tempfile.TemporaryDirectory(prefix="chopjax-") as name:
         folder = pathlib.Path(name)
         (folder / CONFIG).write_text(json.dumps(raw), encoding="utf-8")
@@ -101,6 +105,8 @@ def _work(run: Run) -> None:
         chop_files(run.source, run.plan, folder, run.settings.export.max_shard)
         for line in small_files(run.source.folder).left_out:
             run.say(f"chop: {line}")
+        if (number := padding_beyond(run.source.raw_config, run.source.config.vocab)) is not None:
+            run.say(f"chop: pad_token_id {number} has no row in the vocabulary, so null is written in its place")
     if fit:
         run.barrier()
         refit.make_student(run, fit, folder)
@@ -127,11 +133,17 @@ def chop_files(source: Checkpoint, plan: Plan, folder: pathlib.Path, max_shard_b
     ]
     lines = planning.describe(plan)
     card = model_card(source.source, config, source.config, lines, notes=[*([note] if note else []), *words.notes])
-    raw = words.ids(family.config_to_hf(config, source.raw_config, source.dtype))
+    raw = _config(source, family, config, words)
     with source.unchanged():
         write_checkpoint(
             folder, tensors, raw, source.folder, card, max_shard_bytes, instead=words.files, at_once=AT_ONCE
         )
+
+
+def _config(source: Checkpoint, family: Family, config: ModelConfig, words: vocabulary.Trimming) -> Mapping[str, Any]:
+    """config.json of the student."""
+    described = with_usable_padding(source.raw_config, source.config.vocab)
+    return words.ids(family.config_to_hf(config, described, source.dtype))
 
 
 def _chopped(source: Checkpoint, plan: Plan, tensor: Tensor) -> np.ndarray:

@@ -15,7 +15,7 @@ from chopjax.errors import UserError
 from chopjax.hf import trimmed
 from chopjax.hf.checkpoint import Checkpoint
 from chopjax.hf.source_files import CONFIG
-from chopjax.hf.token_ids import check_padding, renumber_ids, renumbering
+from chopjax.hf.token_ids import renumber_ids, renumbering
 from chopjax.hf.vocabulary import choose_words, trims
 
 
@@ -103,7 +103,6 @@ def check(run: Run, plan: Plan) -> None:
             f"{run.source.folder}: the tokenizer has ids up to {words - 1}, but the model has only "
             f"{run.source.config.vocab} rows of vocabulary; take the tokens beyond out of tokenizer.json"
         )
-    check_padding(run.source.raw_config, run.source.config.vocab, run.source.folder)
     if kept is None or not trims(kept, words):
         trimming(run.source, plan).ids(run.source.raw_config)
         _check_unlisted(run, kept, words)

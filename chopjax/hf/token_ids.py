@@ -80,18 +80,15 @@ def named_in(found: Mapping[str, Any], file: str) -> list[tuple[str, int]]:
     return list(dict.fromkeys(named))
 
 
-def check_padding(raw: Mapping[str, Any], vocab: int, folder: Path) -> None:
-    """Refuses a `pad_token_id` with which PyTorch builds no embedding.
-
-    Raises:
-        UserError: the id lies outside of the vocabulary.
-    """
+def padding_beyond(raw: Mapping[str, Any], vocab: int) -> int | None:
+    """A `pad_token_id` outside of the vocabulary, with which PyTorch builds no embedding; None where it has a row."""
     number = raw.get("pad_token_id")
-    if is_id(number) and not -vocab <= number < vocab:
-        raise UserError(
-            f"{folder / CONFIG}: pad_token_id is {number}, but the vocabulary has {vocab} rows, so stock transformers "
-            f"does not load the model; set it to null, or to an id below {vocab}"
-        )
+    return number if is_id(number) and not -vocab <= number < vocab else None
+
+
+def with_usable_padding(raw: Mapping[str, Any], vocab: int) -> Mapping[str, Any]:
+    """A config.json whose `pad_token_id` is null where it has no row; no model can have been computed with it."""
+    return raw if padding_beyond(raw, vocab) is None else {**raw, "pad_token_id": None}
 
 
 def end_ids(folder: str | Path) -> frozenset[int]:

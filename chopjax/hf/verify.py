@@ -14,7 +14,7 @@ from chopjax.hf.checkpoint import Checkpoint, open_checkpoint
 from chopjax.hf.findings import Finding, first_line
 from chopjax.hf.small_files import small_files
 from chopjax.hf.source_files import CONFIG, GENERATION_CONFIG, read_config
-from chopjax.hf.token_ids import check_padding, named_in
+from chopjax.hf.token_ids import named_in, padding_beyond
 
 TOKENIZER = "tokenizer.json"
 _OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt")
@@ -66,10 +66,13 @@ def _config(raw: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[Finding]
     stated = raw.get("dtype", raw.get("torch_dtype"))
     if stated is not None and stated != checkpoint.dtype:
         yield Finding("warning", "dtype", f"config.json says {stated}, most weights are {checkpoint.dtype}")
-    try:
-        check_padding(raw, config.vocab, checkpoint.folder)
-    except UserError as error:
-        yield Finding("error", "pad_token_id", str(error))
+    if (number := padding_beyond(raw, config.vocab)) is not None:
+        yield Finding(
+            "error",
+            "pad_token_id",
+            f"is {number}, but the vocabulary has {config.vocab} rows, so stock transformers does not load the model; "
+            f"set it to null in config.json, or to an id below {config.vocab}",
+        )
 
 
 def _stock(folder: Path, vocab: int) -> list[Finding]:

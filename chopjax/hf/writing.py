@@ -26,6 +26,7 @@ from chopjax.hf import safetensors
 from chopjax.hf.checkpoint import CONFIG, Checkpoint
 from chopjax.hf.families import Tensor, target_family
 from chopjax.hf.small_files import small_files
+from chopjax.hf.token_ids import with_usable_padding
 from chopjax.models.config import ModelConfig
 from chopjax.models.parameters import config_mismatch
 
@@ -148,7 +149,8 @@ def export_params(
     ]
     if write is None:
         write = all(isinstance(leaf, np.ndarray) for leaf in flat.values()) or _is_first_process()
-    raw = family.config_to_hf(config, like.raw_config, dtype or like.dtype)
+    described = with_usable_padding(like.raw_config, like.config.vocab)
+    raw = family.config_to_hf(config, described, dtype or like.dtype)
     write_checkpoint(folder, tensors, raw, like.folder, card, max_shard_bytes, replace, write)
     return note
 

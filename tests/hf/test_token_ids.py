@@ -13,8 +13,10 @@ from chopjax.commands.chop import chop_files
 from chopjax.errors import UserError
 from chopjax.hf.checkpoint import open_checkpoint
 from chopjax.hf.families import FAMILIES
-from chopjax.hf.token_ids import check_padding, end_ids, named_in
+from chopjax.hf.reading import load_params
+from chopjax.hf.token_ids import end_ids, named_in, padding_beyond, with_usable_padding
 from chopjax.hf.verify import verify_folder
+from chopjax.hf.writing import export_params
 
 
 @pytest.mark.parametrize(
@@ -42,16 +44,26 @@ def test_a_broken_generation_config_is_not_passed_over(tmp_path: Path) -> None:
         end_ids(tmp_path)
 
 
-def test_a_padding_id_that_torch_refuses(tmp_path: Path) -> None:
+def test_a_padding_id_without_a_row() -> None:
     for number in (None, 0, 66, -1, -67, True):
-        check_padding({"pad_token_id": number}, 67, tmp_path)
+        assert padding_beyond({"pad_token_id": number}, 67) is None
+        assert with_usable_padding({"pad_token_id": number}, 67) == {"pad_token_id": number}
     for number in (67, -68):
-        with pytest.raises(UserError) as refused:
-            check_padding({"pad_token_id": number}, 67, tmp_path)
-        assert str(refused.value) == (
-            f"{tmp_path}/config.json: pad_token_id is {number}, but the vocabulary has 67 rows, so stock transformers "
-            "does not load the model; set it to null, or to an id below 67"
-        )
+        assert padding_beyond({"pad_token_id": number}, 67) == number
+        assert with_usable_padding({"pad_token_id": number, "a": 1}, 67) == {"pad_token_id": None, "a": 1}
+
+
+def test_a_padding_id_without_a_row_is_written_as_null(tmp_path: Path) -> None:
+    source = open_checkpoint(padded(tmp_path / "model", {}, pad_token_id=67))
+    assert [str(found) for found in verify_folder(source.folder) if found.subject == "pad_token_id"] == [
+        "error: pad_token_id: is 67, but the vocabulary has 67 rows, so stock transformers does not load the model; "
+        "set it to null in config.json, or to an id below 67"
+    ]
+    chop_files(source, Plan(dict(source.config.sizes), {"vocab": np.arange(60)}), tmp_path / "student", 1 << 30)
+    export_params(tmp_path / "export", load_params(source), source.config, source)
+    for folder in (tmp_path / "student", tmp_path / "export"):
+        assert json.loads((folder / "config.json").read_text())["pad_token_id"] is None
+        assert {found.severity for found in verify_folder(folder)} == {"warning"}
 
 
 def test_the_keys_that_name_ids() -> None:
