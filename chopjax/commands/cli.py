@@ -35,7 +35,6 @@ _REFUSED = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.EREMOTEIO, errno.EMFILE, errno.ENFILE),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
-    *(errno.EIO, errno.ESTALE),
 }
 _FULL = "No space left on device"
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")

@@ -17,6 +17,8 @@ from typing import Any
 import jax
 from jax._src import distributed
 
+from chopjax.sharding import aborts
+
 EVERY = 2.0  # seconds between two beats
 MISSED = 3.5  # beats that a process that is gone has missed, once an exchange with it has failed
 SILENT = 32.0  # seconds of silence after which the others end, if JAX has its default heartbeats of 100 s
@@ -67,6 +69,11 @@ class Peers:
             time.sleep(self._every / 10)
         self._closed.set()
         return line
+
+    def without_coordinator(self) -> str:
+        """The line for an abort of JAX because process 0, where its coordination service lives, no longer answers."""
+        self._closed.set()
+        return _said(self._names[0], time.monotonic() - self._answered)
 
     def leave(self, line: str = "") -> None:
         """Tells the others that this process ends: in order, or with the line of an error."""
@@ -142,9 +149,13 @@ _watching: list[Peers] = []
 
 def watch(silent: float = SILENT) -> None:
     """Watches the other processes from now on, where JAX joined several; see `Peers`."""
-    client, processes = distributed.global_state.client, distributed.global_state.num_processes
-    if not _watching and client is not None and processes > 1:
-        _watching.append(Peers(client, distributed.global_state.process_id, processes, silent=silent))
+    state = distributed.global_state
+    if _watching or state.client is None or state.num_processes == 1:
+        return
+    peers = Peers(state.client, state.process_id, state.num_processes, silent=silent)
+    _watching.append(peers)
+    if state.process_id and state.coordinator_address:
+        aborts.report(state.coordinator_address, peers.without_coordinator, end)
 
 
 def gone(error: BaseException) -> str:
