@@ -97,6 +97,6 @@ def test_a_host_that_is_killed_is_named(victim: int, place: runs.Place, copied: 
     assert other.status == 1 and "Traceback" not in other.stderr
     said = re.sub(r"for \d+ s", "for N s", other.stderr.splitlines()[-1])
     assert said == (
-        f"error: process {victim} on {socket.gethostname()} is gone: no sign of life for N s; start all processes again, "
-        "and the same command goes on from the newest checkpoint"
+        f"error: process {victim} on {socket.gethostname()} is gone: no sign of life for N s; start all processes "
+        "again, and the same command goes on from the newest checkpoint"
     )
