@@ -1,5 +1,6 @@
 """A tokenizer whose folder has no `tokenizer.json`, in the form of the library `tokenizers`."""
 
+import importlib
 import pathlib
 import re
 from typing import Any
@@ -105,8 +106,8 @@ def _from_model(core: tokenizers.Tokenizer, reference: Any) -> tokenizers.Tokeni
 
     A text that follows a special token begins with a space, as every text does, whatever `legacy` says.
     """
-    from sentencepiece import sentencepiece_model_pb2 as messages
-
+    # Generated code, whose names no type checker sees.
+    messages: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
     proto = messages.ModelProto()
     proto.ParseFromString(reference.serialized_model_proto())
     trained, spec = proto.trainer_spec, proto.normalizer_spec

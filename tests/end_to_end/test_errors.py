@@ -59,8 +59,8 @@ def float8(folder: pathlib.Path, place: runs.Place) -> list[str]:
     raw = file.read_bytes()
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])
-    start, end = header[UP]["data_offsets"]
-    header[UP] |= {"dtype": "F8_E4M3", "data_offsets": [start, start + (end - start) // 4]}
+    height, width = header[UP]["shape"]
+    header[UP] |= {"dtype": "F8_E4M3", "shape": [height, 4 * width]}  # as many bytes
     text = json.dumps(header).encode()
     file.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
     return [f"source={folder}/model"]
@@ -163,7 +163,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "missing shard": (missing_shard, f"{SHARD}: missing shard, named in model.safetensors.index.json"),
     "truncated": (truncated, f"{SHARD}: truncated, "),
     "NaN": (holds_nan, f"tensor {UP} holds NaN or infinity"),
-    "float8": (float8, f"tensor {UP} is stored as F8_E4M3, which is not read; convert the checkpoint to float32"),
+    "float8": (float8, f"tensor {UP}, stored as F8_E4M3, belongs to a quantized checkpoint"),
     "unsupported": (unsupported, "'mamba' with MambaForCausalLM; supported: LlamaForCausalLM (llama), Mistral"),
     "only .bin": (only_bin, "only .bin weights, which are not read; convert them to safetensors"),
     "keeps nothing": (keeps_nothing, "kept.mlp is empty; a model needs at least one"),
