@@ -11,11 +11,10 @@ from torture import workbench
 from torture.findings import Options, Tally
 from torture.sandbox import Sandbox
 from torture.targets import TARGETS
-from torture.targets.target import Draw, Target
+from torture.targets.target import CANARY, Draw, Target
 from torture.workbench import Workbench
 
 COUNTS = {"short": 150, "default": 700, "full": 2000}
-CANARY = '{"canary": "nothing reads this"}'
 
 
 def run(options: Options) -> Tally:

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import transformers.utils.chat_template_utils
 from array_record.python import array_record_module
 from safetensors.numpy import load_file
-from torture.targets.target import Draw
+from torture.targets.target import CANARY, Draw
 
 import chopjax.commands.run
 import chopjax.data.teacher_cache
@@ -36,6 +36,8 @@ def chopped_differs(model: pathlib.Path, draw: Draw) -> str:
     load_tokenizer(source.folder)
     student = draw.folder / "student"
     chop_files(source, plan, student, SHARD_BYTES)
+    if any(CANARY.encode() in file.read_bytes() for file in student.iterdir()):
+        return "a file outside of the folder was copied"
     ours, theirs = (
         load_file(student / "model.safetensors"),
         load_file(draw.bench.finished / "student/model.safetensors"),

@@ -12,6 +12,8 @@ from typing import Any
 from torture.sandbox import Reader
 from torture.workbench import Workbench
 
+CANARY = '{"canary": "nothing reads this"}'
+
 
 @dataclasses.dataclass(frozen=True)
 class Draw:

@@ -69,7 +69,6 @@ def _packed(draw: Draw, kind: str, how: str) -> Reader:
     pack, unpack = PACKED[kind]
     file = draw.folder / f"t.jsonl.{kind}"
     if how == "swells":
-        file = draw.folder / f"t.txt.{kind}"
         file.write_bytes(_bomb(draw, kind, pack))
         return _reader(file, None)
     raw = mutate.changed_bytes(draw.rng, pack(_lines()))
@@ -80,11 +79,11 @@ def _packed(draw: Draw, kind: str, how: str) -> Reader:
 
 
 def _bomb(draw: Draw, kind: str, pack: Callable[[bytes], bytes]) -> bytes:
-    """A gigabyte of one letter; made once."""
+    """A record of a gigabyte; made once."""
     kept = draw.bench.folder / f"bomb.{kind}"
     if not kept.exists():
         part = b"a" * (1 << 24)
-        kept.write_bytes(pack(part) * (BOMB_BYTES >> 24))
+        kept.write_bytes(pack(b'{"text": "') + pack(part) * (BOMB_BYTES >> 24) + pack(b'"}'))
     return kept.read_bytes()
 
 
