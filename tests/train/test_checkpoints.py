@@ -7,7 +7,6 @@ import os
 import pathlib
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,12 +23,11 @@ import pytest
 from gcs import Store
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
+from train.saved_states import IDENTITY, TARGET, abstract_arrays, saved
 
 from chopjax.errors import Preempted, UserError
 from chopjax.train import preemption
 from chopjax.train.checkpoints import UNREAD, Checkpoints
-
-IDENTITY = {"train.learning_rate": 3e-4, "plan.layers": (0, 2), "plan.file": "", "teacher": None}
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "opt_state"], meta_fields=[])
@@ -62,12 +60,6 @@ def make(seed: int, on: Mesh) -> State:
         optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, mu_dtype=jnp.bfloat16))
         state = State(jnp.int32(seed), params, optimizer.init(params))
     return jax.device_put(state, shardings(on, state))
-
-
-def wanted(**given: tuple[tuple[int, ...], Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Abstract arrays on the first device, from shapes and dtypes."""
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return {name: jax.ShapeDtypeStruct(*what, sharding=place) for name, what in given.items()}
 
 
 def abstract(state: Any, on: Mesh) -> Any:
@@ -161,21 +153,21 @@ def test_figures_may_come_after_the_save(tmp_path: pathlib.Path) -> None:
         checkpoints.add_metrics(1, {"heldout_loss": 0.125})  # it has its own
     with Checkpoints(tmp_path, IDENTITY) as checkpoints:
         assert checkpoints.best == 2
-        assert checkpoints.restore(wanted(x=((2,), jnp.float32))).step == 2
+        assert checkpoints.restore(abstract_arrays(x=((2,), jnp.float32))).step == 2
 
 
 def test_a_step_is_saved_once(tmp_path: pathlib.Path) -> None:
     with Checkpoints(tmp_path, IDENTITY) as checkpoints:
         checkpoints.save(4, {"x": jnp.zeros(2)}, {"row": 1})
         checkpoints.save(4, {"x": jnp.ones(2)}, {"row": 2})
-        restored = checkpoints.restore(wanted(x=((2,), jnp.float32)))
+        restored = checkpoints.restore(abstract_arrays(x=((2,), jnp.float32)))
     assert restored is not None
     assert restored.position == {"row": 1}
 
 
 def test_an_empty_folder_restores_nothing(tmp_path: pathlib.Path) -> None:
     with Checkpoints(tmp_path / "new", IDENTITY) as checkpoints:
-        assert checkpoints.restore(wanted(x=((2,), jnp.float32))) is None
+        assert checkpoints.restore(abstract_arrays(x=((2,), jnp.float32))) is None
 
 
 def test_another_identity_is_refused(tmp_path: pathlib.Path) -> None:
@@ -212,9 +204,9 @@ def test_other_arrays_are_refused(given: dict, said: str, tmp_path: pathlib.Path
     with Checkpoints(tmp_path, IDENTITY) as checkpoints:
         checkpoints.save(1, {"x": jnp.zeros(2)}, {})
         with pytest.raises(UserError, match=said):
-            checkpoints.restore(wanted(**given))
+            checkpoints.restore(abstract_arrays(**given))
         with pytest.raises(UserError, match=r"no checkpoint of step 9; there are \[1\]"):
-            checkpoints.restore(wanted(x=((2,), jnp.float32)), step=9)
+            checkpoints.restore(abstract_arrays(x=((2,), jnp.float32)), step=9)
 
 
 # Saves a state that follows from its step, over and over, until it is killed.
@@ -235,7 +227,7 @@ with Checkpoints(sys.argv[1], {}, keep=2, keep_best=1) as checkpoints:
 
 def test_a_run_killed_while_saving_leaves_the_newest_whole_checkpoint(tmp_path: pathlib.Path) -> None:
     moment = random.Random(0)
-    target = wanted(**{str(leaf): ((64, 257), jnp.float32) for leaf in range(7)})
+    target = abstract_arrays(**{str(leaf): ((64, 257), jnp.float32) for leaf in range(7)})
     for _ in range(3):
         process = subprocess.Popen([sys.executable, "-c", ENDLESS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
@@ -253,110 +245,6 @@ def test_a_run_killed_while_saving_leaves_the_newest_whole_checkpoint(tmp_path: 
             for name, leaf in restored.state.items():
                 assert (np.asarray(leaf) == restored.step * 10 + int(name)).all()
         assert {entry.name for entry in tmp_path.iterdir()} == {str(step) for step in checkpoints.steps}
-
-
-def saved(folder: pathlib.Path | str, *steps: int) -> None:
-    with Checkpoints(folder, IDENTITY, keep=len(steps)) as checkpoints:
-        for step in steps:
-            checkpoints.save(step, {"x": jnp.arange(9.0) + step}, {"row": step})
-
-
-def damage(folder: pathlib.Path) -> None:
-    for file in (file for file in folder.rglob("*") if file.is_file()):
-        file.write_bytes(file.read_bytes()[:3])
-
-
-TARGET = {"x": ((9,), jnp.float32)}
-
-
-@pytest.mark.parametrize("part", ["state", "position", "identity", "."])
-def test_a_damaged_checkpoint_is_set_aside_for_an_earlier_whole_one(part: str, tmp_path: pathlib.Path) -> None:
-    folder, said = tmp_path / "checkpoints", []
-    saved(folder, 1, 2, 3)
-    for step in (2, 3):
-        damage(folder / str(step) / part)
-    with Checkpoints(folder, IDENTITY, say=said.append) as checkpoints:
-        restored = checkpoints.resume(wanted(**TARGET))
-        assert restored is not None and (restored.step, restored.position) == (1, {"row": 1})
-        assert np.array_equal(restored.state["x"], np.arange(9.0) + 1)
-        assert checkpoints.steps == [1]
-        checkpoints.save(2, {"x": jnp.zeros(9)}, {"row": 2})  # as the run comes by again
-        checkpoints.wait()
-        assert checkpoints.steps == [1, 2]
-    aside = tmp_path / "checkpoints_damaged"
-    assert {file.name for file in aside.iterdir()} == {"2", "3"} and (aside / "3" / "state").is_dir()
-    assert len(said) == 2 and all(f"moved to {aside}, going on from step 1" in line for line in said)
-    assert f"{folder}/2 cannot be read (" in said[0]
-
-
-@pytest.mark.parametrize("part", ["state", "."])
-def test_where_none_is_whole_the_newest_is_named_and_all_are_left(part: str, tmp_path: pathlib.Path) -> None:
-    saved(tmp_path, 1, 2)
-    for step in (1, 2):
-        damage(tmp_path / str(step) / part)
-    said = r": no checkpoint can be read: 2 \(.*\), 1 \(.*\); if all are damaged, move them away to begin anew"
-    with pytest.raises(UserError, match=said), Checkpoints(tmp_path, IDENTITY) as checkpoints:
-        checkpoints.resume(wanted(**TARGET))
-    assert {file.name for file in tmp_path.iterdir()} == {"1", "2"}
-
-
-def test_a_finished_run_does_not_fall_back(tmp_path: pathlib.Path) -> None:
-    saved(tmp_path, 1, 2)
-    damage(tmp_path / "2")
-    said = "/2 cannot be read .*move it away and train again from the newest before it that can be read"
-    with Checkpoints(tmp_path, IDENTITY) as checkpoints, pytest.raises(UserError, match=said):
-        checkpoints.restore(wanted(**TARGET))
-
-
-def flip(file: pathlib.Path, place: int, bit: int = 0) -> None:
-    content = bytearray(file.read_bytes())
-    content[place] ^= 1 << bit
-    file.write_bytes(content)
-
-
-@pytest.mark.parametrize(("place", "bit"), [(0, 0), (1217, 3), (2399, 7)])
-def test_a_flipped_bit_of_an_array_is_damage(place: int, bit: int, tmp_path: pathlib.Path) -> None:
-    folder, said, target = tmp_path / "checkpoints", [], wanted(x=((600,), jnp.float32))
-    with Checkpoints(folder, IDENTITY) as checkpoints:
-        for step in (1, 2):
-            checkpoints.save(step, {"x": jnp.arange(600.0) + step}, {})
-    array = (np.arange(600, dtype=np.float32) + 2).tobytes()  # large enough to lie in a file as it is
-    (file,) = (file for file in (folder / "2" / "state").rglob("d/*") if array in file.read_bytes())
-    flip(file, file.read_bytes().index(array) + place, bit)
-    with Checkpoints(folder, IDENTITY, say=said.append) as checkpoints:
-        with pytest.raises(UserError) as caught:
-            checkpoints.restore(target)
-        restored = checkpoints.resume(target)
-    assert str(caught.value) == (
-        f"{folder}/2 cannot be read (x is not what was saved); if it is damaged, move it away and train again from "
-        "the newest before it that can be read"
-    )
-    assert restored is not None and np.array_equal(restored.state["x"], np.arange(600.0) + 1)
-    aside = f"{tmp_path}/checkpoints_damaged, going on from step 1"
-    assert said == [f"{folder}/2 cannot be read (x is not what was saved); moved to {aside}"]
-
-
-@pytest.mark.parametrize("part", ["position", "identity", "digests"])
-def test_a_flipped_bit_of_a_number_beside_the_arrays_is_damage(part: str, tmp_path: pathlib.Path) -> None:
-    folder, said = tmp_path / "checkpoints", []
-    saved(folder, 1, 2)
-    file = folder / "2" / part / "data.json"
-    digit = {"position": b"2", "identity": b"0.0003", "digests": b"float32"}[part]
-    flip(file, file.read_bytes().index(digit) + len(digit) - 1)
-    with Checkpoints(folder, IDENTITY, say=said.append) as checkpoints:
-        restored = checkpoints.resume(wanted(**TARGET))
-    assert restored is not None and (restored.step, restored.position) == (1, {"row": 1})
-    what = "list of arrays" if part == "digests" else part
-    aside = f"{tmp_path}/checkpoints_damaged, going on from step 1"
-    assert said == [f"{folder}/2 cannot be read (its {what} is not what was saved); moved to {aside}"]
-
-
-def test_a_checkpoint_without_digests_is_read(tmp_path: pathlib.Path) -> None:
-    saved(tmp_path, 1)
-    shutil.rmtree(tmp_path / "1" / "digests")
-    with Checkpoints(tmp_path, IDENTITY) as checkpoints:
-        restored = checkpoints.resume(wanted(**TARGET))
-    assert restored is not None and restored.step == 1
 
 
 def test_many_saves_leave_no_thread_and_no_file_open(tmp_path: pathlib.Path) -> None:
@@ -397,7 +285,7 @@ def test_a_write_that_the_disk_refuses_is_said_in_one_line(
     )
     assert not caplog.records and capfd.readouterr() == ("", "")
     with Checkpoints(tmp_path, IDENTITY) as checkpoints:
-        restored = checkpoints.resume(wanted(**TARGET))
+        restored = checkpoints.resume(abstract_arrays(**TARGET))
     assert restored is not None and restored.step == 1
 
 
@@ -420,7 +308,7 @@ def test_a_signal_while_it_loads_is_no_damage(
 
         monkeypatch.setattr(checkpoints._orbax, "load_checkpointables", told)
         with pytest.raises(stop), preemption.caught():
-            getattr(checkpoints, method)(wanted(**TARGET))
+            getattr(checkpoints, method)(abstract_arrays(**TARGET))
         assert checkpoints.steps == [1, 2]
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoints"]
     signal.signal(signal.SIGTERM, before)
@@ -439,39 +327,13 @@ def test_one_that_is_told_to_end_while_it_opens_closes_what_it_opened(
     signal.signal(signal.SIGTERM, before)
 
 
-def test_many_damaged_arrays_are_said_in_one_line(tmp_path: pathlib.Path) -> None:
-    code = """
-import sys, time
-import jax, jax.numpy as jnp
-from chopjax.errors import UserError
-from chopjax.train.checkpoints import Checkpoints
-
-place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-state = {str(leaf): jnp.zeros((64, 64)) for leaf in range(60)}
-with Checkpoints(sys.argv[1], {}) as checkpoints:
-    checkpoints.save(1, state, {})
-    checkpoints.wait()
-    for file in checkpoints.folder.glob("1/state/d/*"):
-        file.write_bytes(b"abc")
-    for _ in range(3):
-        try:
-            checkpoints.restore(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), state))
-        except UserError as error:
-            print(error)
-        time.sleep(0.2)  # in which reads that were begun beside the failed one end
-"""
-    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
-    assert ended.stdout.count("\n") == ended.stdout.count(f"{tmp_path}/1 cannot be read (") == 3
-    assert ended.stderr == ""
-
-
 def test_a_half_written_one_is_said(tmp_path: pathlib.Path) -> None:
     saved(tmp_path, 1)
     half = tmp_path / "2.orbax-checkpoint-tmp"
     (half / "state").mkdir(parents=True)
     said: list[str] = []
     with Checkpoints(tmp_path, IDENTITY, say=said.append) as checkpoints:
-        assert checkpoints.resume(wanted(**TARGET)).step == 1
+        assert checkpoints.resume(abstract_arrays(**TARGET)).step == 1
     assert said == [f"{half} was left half-written by a run that was cut off; it is removed"]
     assert [file.name for file in tmp_path.iterdir()] == ["1"]
 
@@ -485,7 +347,7 @@ def test_in_a_store_what_lacks_its_last_file_is_said_and_removed(cloud: Store, b
     cloud.put(f"{bucket}/run/checkpoints/notes.txt", b"a person's")
     said: list[str] = []
     with Checkpoints(folder, IDENTITY, keep=4, say=said.append) as checkpoints:
-        assert checkpoints.resume(wanted(**TARGET)).step == 6 and checkpoints.steps == [3, 6]
+        assert checkpoints.resume(abstract_arrays(**TARGET)).step == 6 and checkpoints.steps == [3, 6]
     assert said == [
         f"{folder}/{step} was left half-written by a run that was cut off; it is removed" for step in (9, 12)
     ]
@@ -493,17 +355,3 @@ def test_in_a_store_what_lacks_its_last_file_is_said_and_removed(cloud: Store, b
     said.clear()
     with Checkpoints(folder, IDENTITY, keep=4, say=said.append) as checkpoints:
         assert checkpoints.latest == 6 and not said
-
-
-def test_in_a_store_a_damaged_one_is_set_aside(cloud: Store, bucket: str) -> None:
-    folder, said = f"gs://{bucket}/run/checkpoints", []
-    saved(folder, 3, 6)
-    for name in cloud.names(f"{bucket}/run/checkpoints/6/state"):
-        cloud.put(f"{bucket}/run/checkpoints/6/state/{name}", b"abc")
-    with Checkpoints(folder, IDENTITY, say=said.append) as checkpoints:
-        restored = checkpoints.resume(wanted(**TARGET))
-        assert restored is not None and restored.step == 3 and checkpoints.steps == [3]
-    (line,) = said
-    assert line.startswith(f"{folder}/6 cannot be read (")
-    assert line.endswith(f"; moved to gs://{bucket}/run/checkpoints_damaged, going on from step 3")
-    assert "6/commit_success.txt" in cloud.names(f"{bucket}/run/checkpoints_damaged")
