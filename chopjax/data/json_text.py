@@ -9,7 +9,7 @@ from typing import IO, Any
 from chopjax.data.formats import CUT
 from chopjax.errors import UserError
 
-LONGEST = 256 << 20  # bytes or characters of one record; a longer one is taken for a damaged file
+LONGEST = 128 << 20  # bytes or characters of one record; a longer one is taken for a damaged file
 BLOCK = 1 << 20  # characters read at a time
 
 Found = tuple[str, dict[str, Any]]  # the record's place for messages, and the record

@@ -10,7 +10,7 @@ from typing import Any
 from chopjax import files
 from chopjax.data.special import merged_names, special_names
 from chopjax.data.tokenize import Tokenizer
-from chopjax.errors import UserError
+from chopjax.errors import UserError, short
 
 Message = Mapping[str, Any]
 Render = Callable[[Sequence[Message], bool], str]  # the messages, and whether to begin an answer after them
@@ -64,7 +64,7 @@ class ChatTemplate:
             raise
         except Exception as error:  # jinja2's errors, or any of Python's where a field is missing or of another kind
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"the chat template refuses the messages ({reason}); correct the record") from error
+            raise UserError(f"the chat template refuses the messages ({short(reason)}); correct the record") from error
         return found[0][0]  # of the texts and the generation spans, the first text
 
     def mentions(self, name: str, given: Mapping[str, Any] | None = None) -> bool:

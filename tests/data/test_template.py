@@ -70,6 +70,13 @@ def test_errors_are_one_line(tokenizer_with):
         chatml.render([{"role": "user", "content": None}], False)
 
 
+def test_a_long_complaint_of_a_template_is_cut(tokenizer_with):
+    folder = with_template(tokenizer_with(), "{{ raise_exception('x' * 100000) }}")
+    with pytest.raises(UserError) as caught:
+        template_of(folder).render(turns("a"), False)
+    assert str(caught.value) == f"the chat template refuses the messages ({'x' * 117}...); correct the record"
+
+
 def test_a_template_reaches_nothing_but_the_messages(tokenizer_with):
     template = template_of(with_template(tokenizer_with(), "{{ messages.__class__.__mro__ }}"))
     with pytest.raises(UserError, match="the chat template refuses the messages .*unsafe"):
