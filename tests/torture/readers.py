@@ -14,6 +14,7 @@ from torture.targets.target import CANARY, Draw
 
 import chopjax.commands.run
 import chopjax.data.teacher_cache
+import chopjax.hf.verify
 import chopjax.report.page
 import chopjax.report.reader
 import chopjax.train.checkpoints
