@@ -14,7 +14,7 @@ from torture.targets import TARGETS
 from torture.targets.target import CANARY, Draw, Target
 from torture.workbench import Workbench
 
-COUNTS = {"short": 150, "default": 700, "full": 2000}
+COUNTS = {"short": 150, "default": 1200, "full": 2000}
 
 
 def run(options: Options) -> Tally:

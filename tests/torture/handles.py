@@ -8,7 +8,7 @@ from end_to_end import runs
 from torture import workbench
 from torture.findings import Options, Tally
 
-SAVES = {"short": 24, "default": 120, "full": 400}
+SAVES = {"short": 16, "default": 200, "full": 400}
 SAVE = "chopjax.train.checkpoints:Checkpoints.save"
 SLACK = 4
 

@@ -17,7 +17,7 @@ from torture import workbench
 from torture.findings import Options, Tally
 from torture.workbench import Workbench
 
-COUNTS = {"short": 6, "default": 60, "full": 200}
+COUNTS = {"short": 5, "default": 100, "full": 200}
 COMMANDS = ("heal", "heal", "heal", "chop", "chop", "cache_teacher")
 # Relative to the workdir: what appears while a command works.
 APPEARING = {

@@ -3,7 +3,7 @@
 import copy
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 NUMBERS: tuple[Any, ...] = (
@@ -36,7 +36,7 @@ def json_value(rng: random.Random, value: Any) -> Any:
 def json_bytes(rng: random.Random, value: Any) -> bytes:
     """A value as JSON text; of ten texts, one is damaged as text."""
     text = json.dumps(value)
-    damage = {
+    damage: dict[int, Callable[[], str | bytes]] = {
         0: lambda: text[: rng.randrange(len(text) + 1)],
         1: lambda: text[: rng.randrange(len(text) + 1)],
         2: lambda: text[: rng.randrange(len(text) + 1)],

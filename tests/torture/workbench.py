@@ -112,7 +112,7 @@ def _code() -> str:
 
 
 def _results(workdir: pathlib.Path, command: str) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for name in RESULTS[command]:
         path = workdir / name
         files = runs.contents(path) if path.is_dir() else runs.contents(workdir) if path.exists() else {}
