@@ -103,18 +103,18 @@ def test_constrain_refuses_instead_of_replicating() -> None:
 
 def test_processes_are_joined_only_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda: calls.append(1))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: calls.append(given))
     join_processes(MeshConfig())
     assert not calls
     join_processes(MeshConfig(distributed=True))
-    assert calls == [1]
+    assert calls == [{"heartbeat_timeout_seconds": 240}]
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     join_processes(MeshConfig(distributed=True))
-    assert calls == [1]
+    assert len(calls) == 1
 
 
 def test_no_other_process_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
+    def fail(**given: int) -> None:
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
