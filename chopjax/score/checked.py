@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
 from chopjax import files, paths
-from chopjax.errors import UserError
+from chopjax.errors import UserError, short
 
 Arrays = Mapping[str, Shaped[np.ndarray, "..."]]
 
@@ -60,7 +60,7 @@ def load(path: str | os.PathLike[str], fix: str) -> dict[str, Shaped[np.ndarray,
         if kept is not None:
             check(arrays, json.loads(kept))
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({(str(error).splitlines() or [''])[0]}); {fix}") from error
+        raise UserError(f"{path}: damaged ({short((str(error).splitlines() or [''])[0])}); {fix}") from error
     return arrays
 
 

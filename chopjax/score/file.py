@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from chopjax import files, paths, records
 from chopjax.axes import Sizes
-from chopjax.errors import UserError
+from chopjax.errors import UserError, short
 from chopjax.score import checked
 
 HALVES = 2
@@ -98,7 +98,7 @@ class ScoreFile:
             try:
                 checked.check(sums, digests, facts)
             except ValueError as error:
-                raise UserError(f"{path}: damaged ({error}); {AGAIN}") from error
+                raise UserError(f"{path}: damaged ({short(str(error))}); {AGAIN}") from error
         found = records.shaped(plain, _Facts, where, AGAIN)
         file = cls(sums, found.model, found.data, found.sizes, found.source, found.dtype, found.length)
         for name, value in sums.items():

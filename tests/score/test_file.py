@@ -175,6 +175,18 @@ def test_altered_facts_are_refused(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path}: damaged (its metadata is not what was saved); score again"
 
 
+def test_a_long_name_of_a_damaged_sum_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "scores.safetensors"
+    scored(range(2)).save(path)
+    sums, name = safetensors.numpy.load_file(path), "a" * 10_000
+    with safetensors.safe_open(path, "numpy") as opened:
+        metadata = opened.metadata()
+    safetensors.numpy.save_file(sums | {name: np.ones(3)}, path, metadata)
+    with pytest.raises(UserError) as caught:
+        ScoreFile.load(path)
+    assert str(caught.value).startswith(f"{path}: damaged (aaa") and len(str(caught.value)) < len(str(path)) + 200
+
+
 def test_a_file_of_before_digests_is_read(tmp_path: Path) -> None:
     path, file = tmp_path / "scores.safetensors", scored(range(2))
     facts = {field.name: getattr(file, field.name) for field in dataclasses.fields(file) if field.name != "sums"}
