@@ -64,7 +64,7 @@ def clear(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _sibling(folder: pathlib.Path, unknown: bool = True) -> Iterator[pathlib.Path | None]:
-    """An empty locked folder beside `folder`, removed if the block raises; None if another process holds it.
+    """An empty locked folder next to `folder`, removed if the block raises; None if another process holds it.
 
     Args:
         folder: the final name.

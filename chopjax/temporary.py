@@ -48,16 +48,16 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Its content is on disk before the rename. What killed processes left of the same file is removed first.
     """
     clear(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     lock = -1
     try:
-        lock = _opened(beside)
-        yield beside
+        lock = _opened(unfinished)
+        yield unfinished
         os.fsync(lock)
-        os.replace(beside, path)
+        os.replace(unfinished, path)
     except BaseException:  # SIGTERM and Ctrl-C too
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
         raise
     finally:
         if lock >= 0:

@@ -40,7 +40,7 @@ class Chat:
 
 @dataclasses.dataclass
 class Notes:
-    """Says once what of a source is not used.
+    """Reports each part of a source that is not used, once.
 
     Attributes:
         say: takes the lines.
@@ -52,7 +52,7 @@ class Notes:
     _seen: set[str] = dataclasses.field(default_factory=set)
 
     def once(self, key: str, line: str) -> None:
-        """Says `line` with the source's name before it, unless `key` was said of."""
+        """Reports `line` after the source's name, the first time that `key` is given."""
         if key not in self._seen:
             self._seen.add(key)
             self.say(f"{self.label}: {line}")
@@ -141,7 +141,7 @@ def _check_none(text: str, messages: Sequence[Message], template: ChatTemplate, 
 
 
 def _given(record: Record, template: ChatTemplate, notes: Notes, where: str) -> dict[str, Any]:
-    """What stands beside the messages for the template: tools, documents, and variables of its own."""
+    """The record's other inputs of the template: tools, documents and variables."""
     given = {}
     for name in ("tools", "documents"):
         if (found := read_objects(record.get(name), f"{where}: {name}")) is not None:

@@ -11,7 +11,7 @@ from chopjax.errors import UserError
 Format = Literal["", "text", "jsonl", "json", "parquet", "arrayrecord", "hub"]
 Policy = Literal["auto", "always", "never"]
 
-# Fields beside a conversation that a chat template may use, or that other programs let change what is learnt.
+# Fields next to a conversation that a chat template may use, or that other programs let change what is learnt.
 FOR_TEMPLATE = ("tools", "documents", "chat_template_kwargs")
 NOT_USED = ("functions", "system", "weight", "train", "training", "trainable", "loss")
 BESIDE = (*FOR_TEMPLATE, *NOT_USED)

@@ -18,7 +18,7 @@ from chopjax.hf.findings import Finding, first_line
 from chopjax.hf.source_files import CONFIG, GENERATION_CONFIG
 from chopjax.hf.trimmed import SETTINGS, TOKENIZER, has_tokenizer
 
-# A larger model is not loaded: its float32 copy would not fit beside the run.
+# A larger model is not loaded: its float32 copy would not fit next to the run.
 LARGEST_BYTES = 4 << 30
 
 # Text with digits, capitals, letters outside of ASCII and white space, which pre-tokenizers split in different ways.
