@@ -3,13 +3,12 @@
 A source is a folder on a disk, a folder in a store, or a hub id.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from chopjax import paths
+from chopjax import files, paths
 from chopjax.errors import UserError, short
 from chopjax.hf.safetensors import INDEX, SINGLE
 from chopjax.hf.weights import SUFFIXES, pattern, read_index
@@ -100,12 +99,9 @@ def _read_object(file: Path) -> dict[str, Any] | None:
     if not file.is_file():  # a folder, or a pipe that would be waited for
         raise UserError(f"{file}: not a file; replace it by the file of that name from the model's repository")
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not valid JSON ({error}); download it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: not a JSON object; download it again")
-    return found
+        return files.read_object(file)
+    except UserError as error:
+        raise UserError(f"{error}; download it again") from None
 
 
 def _copied(place: Path) -> Path:
